@@ -1,0 +1,95 @@
+"""The command `megatron-urpo`."""
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from megatron_urpo import __version__
+from megatron_urpo.config import ConfigError, SftConfig, load_config, load_section
+
+CONFIG = click.argument("config", type=click.Path(path_type=Path))
+OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+def main() -> None:
+    """One model answers and judges, trained in one loop: URPO on Megatron-Core.
+
+    \b
+    Every command takes a YAML file and, after it, single values to change:
+      megatron-urpo train examples/miniature/config.yaml num_steps=10 optimizer.lr=1e-4
+    Started by torchrun or srun it uses all their ranks:
+      torchrun --nproc-per-node 8 --no-python megatron-urpo train CONFIG parallel.tensor=4
+    """
+
+
+@main.command()
+@CONFIG
+@OVERRIDES
+def train(config: Path, overrides: tuple[str, ...]) -> None:
+    """Train with URPO.
+
+    The run folder (run_dir) gets config.yaml, environment.json, metrics.jsonl, transcripts/, checkpoints/ and, at the
+    end, model/ as a Hugging Face folder. Started again on the same folder, the run goes on from its newest checkpoint.
+    SIGTERM and Ctrl-C save and stop; the exit code is then 85 (start me again) or 130.
+    """
+    with _user_errors():
+        loaded, resolved = load_config(config, overrides)
+        from megatron_urpo.train import NoSignalError
+        from megatron_urpo.train import train as run
+
+        try:
+            code = run(loaded, resolved)
+        except NoSignalError as error:
+            raise click.ClickException(str(error)) from None
+    sys.exit(code)
+
+
+@main.command()
+@CONFIG
+@OVERRIDES
+def sft(config: Path, overrides: tuple[str, ...]) -> None:
+    """Train supervised on conversations and write a Hugging Face folder."""
+    with _user_errors():
+        loaded, _ = load_section(SftConfig, config, overrides)
+        from megatron_urpo.sft import sft as run
+
+        run(loaded)
+
+
+@main.command()
+@CONFIG
+@OVERRIDES
+@click.option("--model", type=click.Path(path_type=Path), help="Hugging Face folder to evaluate instead of model.path.")
+def evaluate(config: Path, overrides: tuple[str, ...], model: Path | None) -> None:
+    """Measure a model on the held-out prompts of a training config.
+
+    Prints one JSON object of metrics. The config's evaluation section says what is measured.
+    """
+    with _user_errors():
+        changes = (*overrides, f"model.path={model}") if model else overrides
+        loaded, _ = load_config(config, changes)
+        from megatron_urpo.evaluate_folder import evaluate_folder
+
+        click.echo(evaluate_folder(loaded))
+
+
+@contextlib.contextmanager
+def _user_errors() -> Iterator[None]:
+    """A mistake in the user's files is one line and exit code 2, told once; everything else keeps its traceback."""
+    # megatron-core and torch warn, at import and on first use, of choices that this package made knowingly.
+    warnings.filterwarnings("ignore", module=r"(megatron|torch)\b")
+    from megatron_urpo.data.errors import DataError
+
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        if os.environ.get("RANK", "0") == "0":
+            click.echo("\n".join(f"error: {line}" for line in str(error).splitlines()), err=True)
+        sys.exit(2)

@@ -1,0 +1,81 @@
+"""Rules that span sections, explained in words with their arithmetic."""
+
+from megatron_urpo.config.schema import Config
+
+
+class ConfigError(ValueError):
+    """A value the user set is wrong: the message names field, value, rule and the way out, on one line."""
+
+
+def check_config(config: Config) -> None:
+    """Raises ConfigError at the first rule that `config` breaks."""
+    _check_batch(config)
+    _check_curriculum(config)
+    _check_referee(config)
+    if config.parallel.sequence and config.parallel.tensor == 1:
+        raise ConfigError(
+            "parallel.sequence: true with parallel.tensor 1; sequence parallel splits the sequence over tensor-parallel"
+            " ranks; set parallel.tensor above 1 or parallel.sequence to false"
+        )
+    if config.optimizer.min_lr > config.optimizer.lr:
+        raise ConfigError(
+            f"optimizer.min_lr: {config.optimizer.min_lr:g} is above optimizer.lr {config.optimizer.lr:g};"
+            " the schedule decays from lr to min_lr"
+        )
+
+
+def _check_batch(config: Config) -> None:
+    group_size, prompts, minibatches = (
+        config.rollout.completions_per_prompt,
+        config.data.prompts_per_step,
+        config.loss.minibatches,
+    )
+    if group_size < 2:
+        raise ConfigError(
+            f"rollout.completions_per_prompt: {group_size} is below 2; an advantage compares a completion with"
+            " others of its group; set it to 2 or more (the recipe uses 8)"
+        )
+    if prompts % minibatches:
+        below, above = prompts - prompts % minibatches, (prompts // minibatches + 1) * minibatches
+        raise ConfigError(
+            f"data.prompts_per_step: {prompts} does not divide by loss.minibatches {minibatches}"
+            f" ({prompts} / {minibatches} = {prompts / minibatches:.2f} prompts a mini-batch); a mini-batch holds whole"
+            f" groups; use {f'{below} or ' if below else ''}{above} prompts, or another number of mini-batches"
+        )
+
+
+def _check_curriculum(config: Config) -> None:
+    phases = config.data.curriculum
+    if not phases:
+        raise ConfigError("data.curriculum: is empty; give at least one phase, e.g. [{mix: {reasoning: 1}}]")
+    if phases[-1].until is not None:
+        raise ConfigError(
+            f"data.curriculum: the last phase ends at step {phases[-1].until};"
+            " leave out `until` so that it covers the rest"
+        )
+    previous = 0
+    for index, phase in enumerate(phases):
+        if sum(phase.mix.values()) <= 0:
+            raise ConfigError(
+                f"data.curriculum.{index}.mix: weights sum to 0; give at least one task a positive weight"
+            )
+        if index < len(phases) - 1 and (phase.until is None or phase.until <= previous):
+            raise ConfigError(
+                f"data.curriculum.{index}.until: {phase.until} is not above {previous}; phases follow each other,"
+                " so each `until` must be larger than the one before"
+            )
+        previous = phase.until or previous
+
+
+def _check_referee(config: Config) -> None:
+    low, high = config.referee.score_range
+    if low >= high:
+        raise ConfigError(f"referee.score_range: [{low:g}, {high:g}] is empty; give [lowest, highest]")
+    template = config.referee.template
+    for field, text, names in (
+        ("prompt", template.prompt, ("{question}", "{responses}")),
+        ("response", template.response, ("{response}", "{index}")),
+    ):
+        for name in names:
+            if text.count(name) < 1:
+                raise ConfigError(f"referee.template.{field}: has no {name}; the template needs {' and '.join(names)}")

@@ -1,0 +1,66 @@
+"""A Hugging Face model folder as a mapping from tensor name to tensor, read lazily; and how one is written."""
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megatron_urpo.config import ConfigError
+
+_COPIED = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "chat_template.jinja", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model",
+)  # fmt: skip
+
+
+class WeightFolder:
+    """`folder[name]` reads one tensor from the safetensors files. Raises ConfigError for what is missing."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+        if index.is_file():
+            self._files: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        elif single.is_file():
+            with self._open(single.name) as file:
+                self._files = dict.fromkeys(file.keys(), single.name)
+        else:
+            raise ConfigError(
+                f"model.path: {folder} has neither model.safetensors nor its index; give a folder with weights,"
+                " or set model.init to `random`"
+            )
+
+    def _open(self, name: str) -> safe_open:
+        try:
+            return safe_open(self.folder / name, framework="pt")
+        except (FileNotFoundError, SafetensorError) as error:
+            raise ConfigError(f"model.path: {self.folder / name} is missing or not readable: {error}") from None
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._files:
+            raise ConfigError(f"model.path: {self.folder} holds no tensor {name!r}, which its config.json implies")
+        with self._open(self._files[name]) as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+
+def write_folder(target: Path, source: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Writes `tensors` as a model folder that transformers loads; config and tokenizer are copied from `source`.
+
+    The folder appears under its name only when it is whole.
+    """
+    aside = target.with_name(target.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for name in _COPIED:
+        if (source / name).is_file():
+            shutil.copy2(source / name, aside / name)
+    save_file(
+        {name: tensor.contiguous().cpu() for name, tensor in tensors}, aside / "model.safetensors", {"format": "pt"}
+    )
+    shutil.rmtree(target, ignore_errors=True)
+    aside.rename(target)

@@ -1,0 +1,41 @@
+"""One supervised step: weighted next-token loss over conversations, on the same packed pass as the policy update."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from megatron_urpo.algorithm.microbatches import plan_microbatches
+from megatron_urpo.policy.packing import PackedBatch, TokenSequence, pack
+from megatron_urpo.policy.policy import Policy
+
+
+def supervised_step(policy: Policy, sequences: Sequence[TokenSequence], max_tokens: int) -> dict[str, float]:
+    """Trains on `sequences`, whose `values["weights"]` weigh each target token. The same arguments on every rank.
+
+    loss = sum of -weight * log-probability / sum of weights, over the whole batch.
+    """
+    total = sum(sum(sequence.values["weights"]) for sequence in sequences)
+    plan = plan_microbatches(
+        [sequence.num_input_tokens for sequence in sequences],
+        max_tokens=max_tokens - (policy.alignment - 1),
+        num_ranks=policy.parallel.data,
+    )
+    batches = [
+        pack([sequences[index] for index in indices], policy.alignment, policy.parallel.device)
+        for indices in plan[policy.parallel.data_rank]
+    ]
+
+    def loss(logprobs_R: Tensor, _: Tensor, batch: PackedBatch) -> tuple[Tensor, dict[str, float]]:
+        if not batch.targets_R.numel():
+            return logprobs_R.sum(), {"loss": 0.0}
+        value = -(batch.values["weights"] * logprobs_R).sum() / total
+        return value, {"loss": float(value.detach())}
+
+    sums = policy.forward_backward(batches, loss)
+    grad_norm = policy.step()
+    return {
+        "sft/loss": sum(part.get("loss", 0.0) for part in policy.parallel.gather(sums)),
+        "sft/grad_norm": grad_norm,
+        "sft/lr": policy.learning_rate,
+        "tokens/train": float(sum(sequence.num_input_tokens for sequence in sequences)),
+    }

@@ -1,0 +1,117 @@
+"""Everything that can be known to be wrong before a process group or a GPU is touched, checked against the files.
+
+`config/` checks what the config says by itself; this checks it against the model folder, the tokenizer, the prompt
+stores, the launcher and the checkpoint that a run would go on from.
+"""
+
+import importlib.util
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_urpo.checkpoints import newest_checkpoint, read_state
+from megatron_urpo.config import Config, ConfigError
+from megatron_urpo.config.schema import ModelConfig, ParallelConfig
+from megatron_urpo.data.chat import load_tokenizer
+from megatron_urpo.data.store import load_prompts
+from megatron_urpo.data.stream import PromptStream
+from megatron_urpo.policy.hf.folder import WeightFolder
+from megatron_urpo.policy.hf.shape import ModelShape, check_layout, read_shape
+from megatron_urpo.policy.parallel import check_world_size, launched_world_size
+from megatron_urpo.policy.spec import choose_spec
+from megatron_urpo.protocols import ChatTokenizer
+from megatron_urpo.types import Prompt
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads, loaded and checked. The same on every rank."""
+
+    shape: ModelShape
+    tokenizer: ChatTokenizer
+    prompts: tuple[Prompt, ...]
+    held_out: tuple[Prompt, ...]
+
+    def stream(self, config: Config) -> PromptStream:
+        return PromptStream(self.prompts, config.data.curriculum, config.data.prompts_per_step, config.seed)
+
+
+def check_inputs(config: Config) -> Inputs:
+    """Loads what the config names. Raises ConfigError or DataError, one line each, for the first thing wrong."""
+    shape, tokenizer = check_model(config.model, config.parallel)
+    _check_lengths(config, shape)
+    _check_logging(config)
+    prompts = tuple(load_prompts(config.data.train))
+    held_out = tuple(load_prompts(config.evaluation.data)) if config.evaluation.data else ()
+    inputs = Inputs(shape, tokenizer, prompts, held_out)
+    inputs.stream(config)  # raises where the curriculum asks for a task that the store lacks
+    check_program(config.evaluation.scorer)
+    _check_resume(config, shape)
+    return inputs
+
+
+def check_model(model: ModelConfig, layout: ParallelConfig) -> tuple[ModelShape, ChatTokenizer]:
+    """Shape and tokenizer of a model that the launched ranks can hold."""
+    shape = read_shape(model.path)
+    check_layout(shape, layout.tensor, layout.pipeline)
+    check_world_size(layout, launched_world_size())
+    choose_spec(model.spec)
+    if model.init == "weights":
+        WeightFolder(model.path)
+    tokenizer = load_tokenizer(model.tokenizer or model.path)
+    if tokenizer.vocab_size > shape.vocab_size:
+        raise ConfigError(
+            f"model.tokenizer: its {tokenizer.vocab_size} tokens do not fit the model's vocab_size {shape.vocab_size};"
+            " use the tokenizer that the model was trained with"
+        )
+    return shape, tokenizer
+
+
+def check_program(command: Sequence[str]) -> None:
+    if command and shutil.which(command[0]) is None and not Path(command[0]).is_file():
+        raise ConfigError(f"evaluation.scorer: no program {command[0]!r} on the PATH; give a command that can be run")
+
+
+def _check_lengths(config: Config, shape: ModelShape) -> None:
+    sums = {
+        "rollout": (config.rollout.max_prompt_tokens, config.rollout.max_new_tokens),
+        "referee": (config.referee.max_prompt_tokens, config.referee.max_new_tokens),
+    }
+    for section, (prompt, new) in sums.items():
+        if prompt + new > shape.max_positions:
+            raise ConfigError(
+                f"{section}.max_prompt_tokens: {prompt} + {section}.max_new_tokens {new} = {prompt + new} is above the"
+                f" model's context of {shape.max_positions} tokens (max_position_embeddings); lower one of them"
+            )
+        if prompt + new > config.loss.max_tokens_per_micro_batch:
+            raise ConfigError(
+                f"loss.max_tokens_per_micro_batch: {config.loss.max_tokens_per_micro_batch} is below {section}."
+                f"max_prompt_tokens {prompt} + {section}.max_new_tokens {new} = {prompt + new}; a micro-batch must hold"
+                " the longest sample; raise it or lower those"
+            )
+
+
+def _check_logging(config: Config) -> None:
+    if config.logging.wandb != "off" and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(
+            f"logging.wandb: {config.logging.wandb} needs the package wandb, which is not installed; install the"
+            " `wandb` extra or set it to `off`"
+        )
+
+
+def _check_resume(config: Config, shape: ModelShape) -> None:
+    folder = newest_checkpoint(config.run_dir) if config.checkpoint.resume else None
+    if folder is None:
+        return
+    theirs = read_state(folder).shape
+    differences = [
+        f"{name} {theirs.get(name)!r} there, {value!r} in model.path"
+        for name, value in vars(shape).items()
+        if name not in ("rope_scaling", "initializer_range") and theirs.get(name) != value
+    ]
+    if differences:
+        raise ConfigError(
+            f"run_dir: {folder} is a checkpoint of another model ({'; '.join(differences)}); give the model it was"
+            " trained from, or another run_dir"
+        )

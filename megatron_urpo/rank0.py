@@ -1,0 +1,109 @@
+"""What only rank 0 has: the engine, the verifier, the run folder and what a person sees. Elsewhere it stays empty."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from rich.console import Console
+
+from megatron_urpo.config import Config
+from megatron_urpo.evaluate import evaluate
+from megatron_urpo.inference.connect import connect
+from megatron_urpo.metrics import rollout_metrics
+from megatron_urpo.policy.parallel import Parallel
+from megatron_urpo.preflight import Inputs
+from megatron_urpo.protocols import Engine
+from megatron_urpo.reporting import Progress, RunFolder, WandbLog, before_after_table, write_transcript
+from megatron_urpo.reward.verifiable.pool import MathVerifier
+from megatron_urpo.rollout.collect import Rollout, collect
+from megatron_urpo.rollout.samples import SampleBatch
+from megatron_urpo.types import Prompt
+
+
+@dataclass
+class Rank0:
+    """Its methods are called through `Parallel.from_rank0`, but for `engine`, which is None on the other ranks."""
+
+    config: Config
+    inputs: Inputs
+    engine: Engine | None = None
+    verifier: MathVerifier = field(init=False)
+    folder: RunFolder = field(init=False)
+    progress: Progress = field(init=False)
+    wandb: WandbLog = field(init=False)
+    step_start: float = field(init=False)
+
+    def begin(self, step: int, resolved: str, world_size: int) -> None:
+        """Opens the run folder and forgets what was written there after `step`."""
+        self.folder.write_config(resolved)
+        devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        self.folder.write_environment(world_size, devices)
+        self.folder.truncate_after(step)
+        if step:
+            self.progress.say(f"resumed at step {step} from {self.config.run_dir}")
+
+    def collect(self, prompts: Sequence[Prompt], step: int) -> Rollout:
+        assert self.engine is not None
+        self.step_start = time.perf_counter()
+        self.progress.phase("rollout")
+        rollout = collect(prompts, self.engine, self.inputs.tokenizer, self.verifier, self.config, step)
+        self.progress.phase("update")
+        return rollout
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out metrics of the engine's version; none where no held-out data is configured."""
+        assert self.engine is not None
+        if not self.inputs.held_out:
+            return {}
+        start = time.perf_counter()
+        self.progress.phase("evaluation")
+        metrics = evaluate(self.engine, self.inputs.tokenizer, self.verifier, self.inputs.held_out, self.config)
+        return {**metrics, "time/evaluation": time.perf_counter() - start}
+
+    def record_start(self) -> None:
+        """Step 0 of metrics.jsonl is the model before training."""
+        self.folder.append_metrics(0, self.evaluate())
+
+    def record(self, step: int, rollout: Rollout, batch: SampleBatch, stats: dict[str, float]) -> None:
+        """One line of metrics.jsonl and one transcript for the step that ended."""
+        config = self.config
+        seconds = time.perf_counter() - self.step_start
+        metrics = {
+            **rollout_metrics(rollout.groups, batch.num_dropped, config),
+            **stats,
+            **{f"time/{name}": value for name, value in rollout.seconds.items()},
+            "time/step": seconds,
+        }
+        if step == config.num_steps or (config.evaluation.every and step % config.evaluation.every == 0):
+            metrics |= self.evaluate()
+        if config.logging.transcripts:
+            write_transcript(self.folder.transcript_file(step), rollout.groups, batch.causes, batch.advantages)
+        self.folder.append_metrics(step, metrics)
+        self.wandb.log(step, metrics)
+        self.progress.step(step, metrics)
+
+    def finish(self) -> None:
+        """The table of before and after, where both were measured."""
+        lines = [line for line in self.folder.read_metrics() if any(name.startswith("eval/") for name in line)]
+        if len(lines) > 1:
+            Console().print(before_after_table(lines[0], lines[-1]))
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, config: Config, inputs: Inputs, parallel: Parallel, start: int) -> Iterator["Rank0"]:
+        """On rank 0 opens everything and closes it on every way out."""
+        room = cls(config, inputs)
+        with contextlib.ExitStack() as stack:
+            if parallel.rank == 0:
+                room.folder = RunFolder(config.run_dir)
+                room.engine = connect(config, inputs.tokenizer.stop_token_ids)
+                stack.callback(room.engine.close)
+                verifier = config.verifier
+                room.verifier = MathVerifier(verifier.workers, verifier.timeout_seconds, verifier.memory_mib)
+                stack.callback(room.verifier.close)
+                room.wandb = WandbLog(config)
+                stack.callback(room.wandb.close)
+                room.progress = stack.enter_context(Progress(config.num_steps, start))
+            yield room

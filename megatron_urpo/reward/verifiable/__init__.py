@@ -1,0 +1,1 @@
+"""Rewards that a rule decides: the completion is right or wrong."""

@@ -1,0 +1,74 @@
+"""All prompts of a step at once: one coroutine each, from the question to a group with rewards."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from megatron_urpo.config import Config
+from megatron_urpo.protocols import ChatTokenizer, Generator
+from megatron_urpo.rollout.concurrency import run_all
+from megatron_urpo.rollout.groups import collect_group
+from megatron_urpo.rollout.scoring_prompt import ScoringPrompts
+from megatron_urpo.rollout.session import Session, Slot, Verifier
+from megatron_urpo.types import Group, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Groups in the order of their prompts.
+
+    `seconds`: wall-clock time with at least one request in flight, for `rollout` (completions that are rewarded),
+    `judge` (scores of instruction groups) and `verify` (answers). They overlap, so they do not add up.
+    """
+
+    groups: tuple[Group, ...]
+    seconds: dict[str, float]
+
+
+def collect(
+    prompts: Sequence[Prompt],
+    engine: Generator,
+    tokenizer: ChatTokenizer,
+    verifier: Verifier,
+    config: Config,
+    step: int,
+) -> Rollout:
+    """Plays, judges and scores `prompts` with the policy of version `step`.
+
+    Raises StalePolicyError for tokens of another version; an error of any coroutine cancels the others and is raised.
+    """
+    session = Session(
+        engine=engine,
+        tokenizer=tokenizer,
+        verifier=verifier,
+        config=config,
+        version=step,
+        scope=step,
+        num_completions=config.rollout.completions_per_prompt,
+        temperature=config.rollout.temperature,
+        scoring=ScoringPrompts(config.referee, tokenizer),
+    )
+    groups = asyncio.run(gather_groups(session, prompts, collect_group))
+    return Rollout(groups, session.clock.seconds)
+
+
+async def gather_groups(
+    session: Session, prompts: Sequence[Prompt], one: Callable[[Session, Prompt, Slot], Awaitable[Group]]
+) -> tuple[Group, ...]:
+    """`one` for every prompt side by side; the groups in the order of `prompts`."""
+
+    async def run(prompt: Prompt, slot: Slot) -> Group:
+        return await one(session, prompt, slot)
+
+    return tuple(await run_all(run(prompt, slot) for prompt, slot in zip(prompts, slots(prompts), strict=True)))
+
+
+def slots(prompts: Sequence[Prompt]) -> list[Slot]:
+    """A prompt that occurs twice in a batch is sampled with different seeds."""
+    seen: Counter[str] = Counter()
+    result = []
+    for index, prompt in enumerate(prompts):
+        result.append(Slot(index, seen[prompt.id]))
+        seen[prompt.id] += 1
+    return result
