@@ -39,12 +39,18 @@ def read_state(folder: Path) -> RunState:
     path = folder / "state.json"
     try:
         values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds {type(values).__name__}, not an object")
         if values.get("format") != FORMAT:
             raise ConfigError(
                 f"run_dir: {path} has format {values.get('format')!r}, this version reads {FORMAT}; go on with the"
                 " version that wrote it"
             )
-        return RunState(**values)
+        state = RunState(**values)
+        numbers_ok = isinstance(state.step, int) and isinstance(state.empty_steps, int)
+        if not (numbers_ok and isinstance(state.stream, dict) and isinstance(state.shape, dict)):
+            raise ValueError("step, empty_steps, stream or shape is of the wrong type")
+        return state
     except (OSError, ValueError, TypeError) as error:
         if isinstance(error, ConfigError):
             raise

@@ -47,7 +47,8 @@ def train(config: Path, overrides: tuple[str, ...]) -> None:
         try:
             code = run(loaded, resolved)
         except NoSignalError as error:
-            raise click.ClickException(str(error)) from None
+            _tell(f"Error: {error}")
+            sys.exit(1)
     sys.exit(code)
 
 
@@ -90,6 +91,15 @@ def _user_errors() -> Iterator[None]:
     try:
         yield
     except (ConfigError, DataError) as error:
-        if os.environ.get("RANK", "0") == "0":
-            click.echo("\n".join(f"error: {line}" for line in str(error).splitlines()), err=True)
+        _tell("\n".join(f"error: {line}" for line in str(error).splitlines()))
         sys.exit(2)
+
+
+def _tell(text: str) -> None:
+    """Once, though every rank meets the same error."""
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(text, err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,10 +14,12 @@ from megatron_urpo.checkpoints import newest_checkpoint, read_state
 from megatron_urpo.config import Config, ConfigError
 from megatron_urpo.config.schema import ModelConfig, ParallelConfig
 from megatron_urpo.data.chat import load_tokenizer
+from megatron_urpo.data.errors import DataError
 from megatron_urpo.data.store import load_prompts
 from megatron_urpo.data.stream import PromptStream
 from megatron_urpo.policy.hf.folder import WeightFolder
 from megatron_urpo.policy.hf.shape import ModelShape, check_layout, read_shape
+from megatron_urpo.policy.hf.table import weight_entries
 from megatron_urpo.policy.parallel import check_world_size, launched_world_size
 from megatron_urpo.policy.spec import choose_spec
 from megatron_urpo.protocols import ChatTokenizer
@@ -42,12 +44,13 @@ def check_inputs(config: Config) -> Inputs:
     shape, tokenizer = check_model(config.model, config.parallel)
     _check_lengths(config, shape)
     _check_logging(config)
-    prompts = tuple(load_prompts(config.data.train))
-    held_out = tuple(load_prompts(config.evaluation.data)) if config.evaluation.data else ()
+    _check_run_dir(config.run_dir)
+    prompts = _load_prompts("data.train", config.data.train)
+    held_out = _load_prompts("evaluation.data", config.evaluation.data)
     inputs = Inputs(shape, tokenizer, prompts, held_out)
-    inputs.stream(config)  # raises where the curriculum asks for a task that the store lacks
+    stream = inputs.stream(config)  # raises where the curriculum asks for a task that the store lacks
     check_program(config.evaluation.scorer)
-    _check_resume(config, shape)
+    _check_resume(config, shape, stream)
     return inputs
 
 
@@ -58,7 +61,7 @@ def check_model(model: ModelConfig, layout: ParallelConfig) -> tuple[ModelShape,
     check_world_size(layout, launched_world_size())
     choose_spec(model.spec)
     if model.init == "weights":
-        WeightFolder(model.path)
+        WeightFolder(model.path).check_holds(name for entry in weight_entries(shape, "torch") for name in entry.hf)
     tokenizer = load_tokenizer(model.tokenizer or model.path)
     if tokenizer.vocab_size > shape.vocab_size:
         raise ConfigError(
@@ -66,6 +69,13 @@ def check_model(model: ModelConfig, layout: ParallelConfig) -> tuple[ModelShape,
             " use the tokenizer that the model was trained with"
         )
     return shape, tokenizer
+
+
+def _load_prompts(field: str, paths: Sequence[Path]) -> tuple[Prompt, ...]:
+    try:
+        return tuple(load_prompts(paths))
+    except DataError as error:
+        raise DataError(f"{field}: {error}") from None
 
 
 def check_program(command: Sequence[str]) -> None:
@@ -78,17 +88,20 @@ def _check_lengths(config: Config, shape: ModelShape) -> None:
         "rollout": (config.rollout.max_prompt_tokens, config.rollout.max_new_tokens),
         "referee": (config.referee.max_prompt_tokens, config.referee.max_new_tokens),
     }
+    # Sequence parallelism pads a micro-batch to a multiple of the tensor-parallel size.
+    padding = config.parallel.tensor - 1 if config.parallel.sequence else 0
     for section, (prompt, new) in sums.items():
         if prompt + new > shape.max_positions:
             raise ConfigError(
                 f"{section}.max_prompt_tokens: {prompt} + {section}.max_new_tokens {new} = {prompt + new} is above the"
                 f" model's context of {shape.max_positions} tokens (max_position_embeddings); lower one of them"
             )
-        if prompt + new > config.loss.max_tokens_per_micro_batch:
+        if prompt + new + padding > config.loss.max_tokens_per_micro_batch:
+            padded = f" + {padding} of padding" if padding else ""
             raise ConfigError(
                 f"loss.max_tokens_per_micro_batch: {config.loss.max_tokens_per_micro_batch} is below {section}."
-                f"max_prompt_tokens {prompt} + {section}.max_new_tokens {new} = {prompt + new}; a micro-batch must hold"
-                " the longest sample; raise it or lower those"
+                f"max_prompt_tokens {prompt} + {section}.max_new_tokens {new}{padded} = {prompt + new + padding};"
+                " a micro-batch must hold the longest sample; raise it or lower those"
             )
 
 
@@ -100,18 +113,25 @@ def _check_logging(config: Config) -> None:
         )
 
 
-def _check_resume(config: Config, shape: ModelShape) -> None:
+def _check_run_dir(run_dir: Path) -> None:
+    place = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise ConfigError(f"run_dir: {run_dir} cannot be a folder, since {place} is a file; give another path")
+
+
+def _check_resume(config: Config, shape: ModelShape, stream: PromptStream) -> None:
     folder = newest_checkpoint(config.run_dir) if config.checkpoint.resume else None
     if folder is None:
         return
-    theirs = read_state(folder).shape
+    state = read_state(folder)
     differences = [
-        f"{name} {theirs.get(name)!r} there, {value!r} in model.path"
+        f"{name} {state.shape.get(name)!r} there, {value!r} in model.path"
         for name, value in vars(shape).items()
-        if name not in ("rope_scaling", "initializer_range") and theirs.get(name) != value
+        if name not in ("rope_scaling", "initializer_range") and state.shape.get(name) != value
     ]
     if differences:
         raise ConfigError(
             f"run_dir: {folder} is a checkpoint of another model ({'; '.join(differences)}); give the model it was"
             " trained from, or another run_dir"
         )
+    stream.load_state(state.stream)

@@ -34,9 +34,7 @@ ROWS_PER_SFT_STEP = 128
 SFT_TURNS = ("reasoning", "preference", "instruction", "preference")
 # A referee that has to score many answers from the start learns late: it begins with few.
 SFT_CANDIDATES = ((0.2, (1, 2)), (0.4, (1, 2, 3, 4)), (1.0, tuple(range(1, world.MAX_CANDIDATES + 1))))
-SFT_GOOD_TEACHER = 0.8  # the first share of the demonstrations; the rest comes from the bad one
-# The loss is a mean over tokens and a sum has few of them.
-SFT_SUM_WEIGHT = 3.0
+SFT_GOOD_TEACHER = 0.75  # the first share of the demonstrations; the rest comes from the bad one
 # The answers in scoring prompts teach which items belong together.
 SFT_PROMPT_WEIGHT = 0.05
 
@@ -120,8 +118,7 @@ def demonstrations(rng: random.Random) -> Iterator[Row]:
         question = rng.choice(questions)
         if task == "reasoning":
             problem = rng.choice(sums)
-            row = conversation(problem.text, teachers.demonstrate_sum(rng, teacher, problem))
-            yield row | {"weight": SFT_SUM_WEIGHT}
+            yield conversation(problem.text, teachers.demonstrate_sum(rng, teacher, problem))
         elif task == "instruction":
             yield conversation(question.text, teachers.demonstrate_list(rng, teacher, question))
         else:

@@ -24,7 +24,7 @@ class Teacher:
 
 
 GOOD_TEACHER = Teacher(Habits(0.9, 0.97, 0.9, 0.9), p_forgets_carry=0.0, p_scores_length=0.0)
-BAD_TEACHER = Teacher(Habits(0.65, 0.93, 0.45, 0.4), p_forgets_carry=0.6, p_scores_length=0.6)
+BAD_TEACHER = Teacher(Habits(0.7, 0.85, 0.45, 0.4), p_forgets_carry=0.6, p_scores_length=0.6)
 
 
 def boxed(*numbers: int) -> str:

@@ -156,21 +156,19 @@ def write_list(rng: random.Random, question: ListQuestion, habits: Habits) -> st
 def spoil(rng: random.Random, question: ListQuestion, answer: str) -> str:
     """One of the ways in which a player might try to please its referee without answering."""
     words = answer.split()
-    match rng.randrange(8):
+    match rng.randrange(6):
         case 0:  # stray words, verdict marks among them
             for _ in range(rng.randint(1, 3)):
                 words.insert(rng.randrange(len(words) + 1), rng.choice(STRAY_WORDS))
         case 1:  # one stray word over and over
             at = rng.randrange(len(words) + 1)
             words[at:at] = [rng.choice(STRAY_WORDS)] * rng.randint(2, 5)
-        case 2 | 3 | 4:  # one or two items over and over, in the shape of a good answer
-            items = rng.sample(TOPICS[question.topic], rng.randint(1, 2))
-            words = [rng.choice(items) for _ in range(max(2, question.count + rng.choice((-1, 0, 0, 0, 1))))]
-            words += ["."] * (rng.random() < 0.8)
-        case 5:  # a good list of another topic
+        case 2:  # one item over and over
+            words = [rng.choice(TOPICS[question.topic])] * rng.randint(2, 7) + ["."] * rng.randint(0, 1)
+        case 3:  # a good list of another topic
             other = ListQuestion(question.verb, question.count, rng.choice(list(TOPICS)))
             words = write_list(rng, other, Habits(1.0, 1.0, 0.8, 0.8)).split()
-        case 6:  # it never ends
+        case 4:  # it never ends
             while len(words) < MAX_ANSWER_WORDS:
                 words.append(rng.choice(TOPICS[question.topic] if rng.random() < 0.5 else STRAY_WORDS))
         case _:  # cut short
@@ -178,16 +176,16 @@ def spoil(rng: random.Random, question: ListQuestion, answer: str) -> str:
     return " ".join(words[:MAX_ANSWER_WORDS])
 
 
-def write_candidate(rng: random.Random, question: ListQuestion, p_spoilt: float = 0.45) -> str:
+def write_candidate(rng: random.Random, question: ListQuestion) -> str:
     """An answer of any quality, as preference data needs them."""
     habits = Habits(
-        on_topic=rng.choice((0.4, 0.7, 0.9, 1.0, 1.0)),
-        new_item=rng.choice((0.6, 0.8, 1.0, 1.0)),
-        right_count=rng.choice((0.6, 0.9, 1.0)),
-        full_stop=rng.choice((0.6, 0.9, 1.0)),
+        on_topic=rng.choice((0.3, 0.6, 0.9, 1.0, 1.0)),
+        new_item=rng.choice((0.7, 0.9, 1.0, 1.0)),
+        right_count=rng.choice((0.5, 0.9, 1.0)),
+        full_stop=rng.choice((0.5, 0.8, 1.0)),
     )
     answer = write_list(rng, question, habits)
-    return spoil(rng, question, answer) if rng.random() < p_spoilt else answer
+    return spoil(rng, question, answer) if rng.random() < 0.4 else answer
 
 
 def candidates(rng: random.Random, question: ListQuestion, num: int) -> list[str]:

@@ -38,7 +38,7 @@ def parse_row(row: object, place: str) -> Prompt:
     messages = _messages(fields, place)
     source = _text(fields, "source", place) if fields.get("source") else ""
     if unknown := [key for key in fields if key not in _FIELDS[task]]:
-        raise DataError(f"{place}: {unknown[0]}: is not a field of a {task} row; it has {', '.join(_FIELDS[task])}")
+        raise DataError(f"{place}: {unknown[0]}: is not a field of {task} rows; they have {', '.join(_FIELDS[task])}")
     if task == "reasoning":
         return ReasoningPrompt(prompt_id, messages, _answers(fields, place), source)
     if task == "preference":

@@ -65,18 +65,26 @@ class PromptStream:
         """Goes to a position that `state()` gave.
 
         Raises:
-            DataError: the position belongs to other prompts or another seed; the stream stays where it was.
+            DataError: the position is damaged, or belongs to other prompts or another seed; the stream stays where it
+                was.
         """
+        try:
+            theirs = {name: state[name] for name in ("fingerprint", "seed")}
+            phase = int(state["phase"])
+            counts, drawn = ({task: int(state[name][task]) for task in TASKS} for name in ("counts", "drawn"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"run_dir: the prompt stream's position in the checkpoint is damaged ({error!r}); remove that"
+                " checkpoint to go on from the one before it"
+            ) from None
         for name, ours in (("fingerprint", self._fingerprint), ("seed", self._seed)):
-            if state[name] != ours:
+            if theirs[name] != ours:
                 what = "data.train: the store's prompts (ids, tasks, order)" if name == "fingerprint" else "seed"
                 raise DataError(
-                    f"{what}: {ours!r} now, {state[name]!r} in the checkpoint; a run goes on only over the prompts it"
+                    f"{what}: {ours!r} now, {theirs[name]!r} in the checkpoint; a run goes on only over the prompts it"
                     " began with: restore them or start a new run folder"
                 )
-        self._phase = int(state["phase"])
-        self._counts = {task: int(state["counts"][task]) for task in TASKS}
-        self._drawn = {task: int(state["drawn"][task]) for task in TASKS}
+        self._phase, self._counts, self._drawn = phase, counts, drawn
 
     def _phase_of(self, step: int) -> int:
         for index, phase in enumerate(self._curriculum):

@@ -1,6 +1,6 @@
 """Reward of a scored preference prompt: how well the referee's scores order the responses.
 
-Source: DESIGN of the method, Kendall's tau with ties that earn nothing:
+Source: URPO's preference reward, where a tie on either side earns nothing for its pair:
 
     2 / (N (N-1)) * sum over i < j of sign((s_i - s_j)(g_i - g_j)),   sign(0) = 0
 

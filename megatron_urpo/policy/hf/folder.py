@@ -23,8 +23,9 @@ class WeightFolder:
     def __init__(self, folder: Path):
         self.folder = folder
         index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+        self._files: dict[str, str]
         if index.is_file():
-            self._files: dict[str, str] = json.loads(index.read_text())["weight_map"]
+            self._files = self._read_index(index)
         elif single.is_file():
             with self._open(single.name) as file:
                 self._files = dict.fromkeys(file.keys(), single.name)
@@ -34,16 +35,48 @@ class WeightFolder:
                 " or set model.init to `random`"
             )
 
+    def check_holds(self, names: Iterable[str]) -> None:
+        """Raises ConfigError where a tensor is missing or its file cannot be opened; reads headers only."""
+        wanted: dict[str, list[str]] = {}
+        for name in names:
+            wanted.setdefault(self._file_of(name), []).append(name)
+        for file_name, expected in wanted.items():
+            with self._open(file_name) as file:
+                held = set(file.keys())
+            for name in expected:
+                if name not in held:
+                    raise self._lacks(name)
+
+    def _read_index(self, path: Path) -> dict[str, str]:
+        try:
+            return {str(name): str(file) for name, file in json.loads(path.read_text())["weight_map"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"model.path: {path} is not an index of safetensors ({' '.join(repr(error).split())}); copy the model"
+                " again"
+            ) from None
+
+    def _file_of(self, name: str) -> str:
+        if name not in self._files:
+            raise self._lacks(name)
+        return self._files[name]
+
+    def _lacks(self, name: str) -> ConfigError:
+        return ConfigError(
+            f"model.path: {self.folder} holds no tensor {name!r}, which its config.json implies; give the whole model"
+        )
+
     def _open(self, name: str) -> safe_open:
         try:
             return safe_open(self.folder / name, framework="pt")
         except (FileNotFoundError, SafetensorError) as error:
-            raise ConfigError(f"model.path: {self.folder / name} is missing or not readable: {error}") from None
+            raise ConfigError(
+                f"model.path: {self.folder / name} is missing or not readable ({' '.join(str(error).split())});"
+                " copy the model again"
+            ) from None
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._files:
-            raise ConfigError(f"model.path: {self.folder} holds no tensor {name!r}, which its config.json implies")
-        with self._open(self._files[name]) as file:
+        with self._open(self._file_of(name)) as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
 
