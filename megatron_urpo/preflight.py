@@ -19,7 +19,7 @@ from megatron_urpo.data.store import load_prompts
 from megatron_urpo.data.stream import PromptStream
 from megatron_urpo.policy.hf.folder import WeightFolder
 from megatron_urpo.policy.hf.shape import ModelShape, check_layout, read_shape
-from megatron_urpo.policy.hf.table import weight_entries
+from megatron_urpo.policy.hf.table import hf_shapes
 from megatron_urpo.policy.parallel import check_world_size, launched_world_size
 from megatron_urpo.policy.spec import choose_spec
 from megatron_urpo.protocols import ChatTokenizer
@@ -61,7 +61,7 @@ def check_model(model: ModelConfig, layout: ParallelConfig) -> tuple[ModelShape,
     check_world_size(layout, launched_world_size())
     choose_spec(model.spec)
     if model.init == "weights":
-        WeightFolder(model.path).check_holds(name for entry in weight_entries(shape, "torch") for name in entry.hf)
+        WeightFolder(model.path).check_holds(hf_shapes(shape))
     tokenizer = load_tokenizer(model.tokenizer or model.path)
     if tokenizer.vocab_size > shape.vocab_size:
         raise ConfigError(

@@ -26,6 +26,11 @@ MIXED: Chain = {
     "2": {"}": 0.5, ",": 0.5},
     ",": {"1": 0.5, "2": 0.5},
 }
+# A readable verdict of two numbers, either of them the larger.
+PAIRS: Chain = {
+    HEADER: {"\\boxed{": 1.0}, "\\boxed{": {"1": 0.5, "2": 0.5}, "1": {",": 1.0}, "2": {",": 1.0},
+    ",": {"0": 0.5, "3": 0.5}, "0": {"}": 1.0}, "3": {"}": 1.0},
+}  # fmt: skip
 
 Row = dict[str, Any]
 
@@ -138,7 +143,7 @@ def test_a_step_with_signal_ends_the_row_of_empty_ones(tmp_path: Path) -> None:
     """Empty, empty, signal, empty, empty: never three in a row."""
     phases = [{"until": 2, "mix": {"reasoning": 1}}, {"until": 3, "mix": {"preference": 1}}, {"mix": {"reasoning": 1}}]
     result = train(
-        tmp_path, MIXED, answer="7", num_steps=5, max_empty_steps=3,
+        tmp_path, PAIRS, answer="7", num_steps=5, max_empty_steps=3,
         data={"prompts_per_step": 6, "curriculum": phases},
     )  # fmt: skip
     assert result.exit_code == 0, result.output

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 from click.testing import CliRunner, Result
+from safetensors import safe_open
 
 from megatron_urpo.cli import main
 from megatron_urpo.policy.parallel import close_parallel
@@ -81,7 +82,7 @@ def test_the_run_that_the_cases_break_works(world: Path) -> None:
         ("referee.max_prompt_tokens=60", ["referee.max_prompt_tokens: 60", "8 = 68", "context of 64"]),
         ("loss.max_tokens_per_micro_batch=47", ["micro_batch: 47", "40 + referee.max_new_tokens 8 = 48"]),
         ("model.path=nowhere", ["model.path: nowhere", "not a folder"]),
-        ("model.tokenizer=nowhere", ["tokenizer: nowhere", "no folder"]),
+        ("model.tokenizer=nowhere", ["model.tokenizer: nowhere", "no folder"]),
         ("data.train=[nowhere.jsonl]", ["data.train: nowhere.jsonl", "is no file"]),
         ("evaluation.data=[nowhere.jsonl]", ["evaluation.data: nowhere.jsonl", "is no file"]),
         ("evaluation.scorer=[no-such-program]", ["evaluation.scorer", "'no-such-program'", "PATH"]),
@@ -137,23 +138,25 @@ def index_of_another_model(world: Path) -> None:
 
 
 def missing_part(world: Path) -> None:
-    index_of_another_model(world)
-    names = {"model.embed_tokens.weight": "gone.safetensors"}
-    (world / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    with safe_open(world / "model" / "model.safetensors", "pt") as file:
+        weights = dict.fromkeys(file.keys(), "gone.safetensors")
+    (world / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
 
 
 @pytest.mark.parametrize(
     ("damage", "parts"),
     [
         (drop_task, ["data.curriculum.0.mix.instruction", "has none", "reasoning 3, preference 3, instruction 0"]),
-        (lambda w: (w / "train.jsonl").write_text("{}\n"), ["data.train", "train.jsonl:1: task", "is missing"]),
+        (lambda w: (w / "train.jsonl").write_text("{}\n"), ["data.train", "jsonl:1: task: is missing; use one of"]),
         (lambda w: (w / "train.jsonl").write_text(""), ["data.train", "holds no rows"]),
         (lambda w: (w / "model" / "model.safetensors").unlink(), ["model.path", "neither model.safetensors"]),
         (lambda w: cut(w / "model" / "model.safetensors", 5000), ["model.safetensors", "not readable"]),
         (lambda w: (w / "model" / "model.safetensors").write_bytes(b"\xff" * 99), ["model.safetensors", "readable"]),
         (lambda w: (w / "model" / "model.safetensors.index.json").write_text("[]"), ["index.json", "not an index"]),
         (index_of_another_model, ["model.path", "no tensor 'model.embed_tokens.weight'"]),
-        (missing_part, ["model.path", "no tensor"]),
+        (missing_part, ["model.path", "gone.safetensors", "missing or not readable"]),
+        (lambda w: edit_json(w / "model" / "config.json", vocab_size=99), ["embed_tokens", "(23, 32)", "(99, 32)"]),
+        (lambda w: edit_json(w / "model" / "config.json", intermediate_size=6), ["gate_proj", "(64, 32)", "(6, 32)"]),
         (lambda w: edit_json(w / "model" / "config.json", num_hidden_layers=3), ["no tensor 'model.layers.2"]),
         (lambda w: edit_json(w / "model" / "config.json", model_type="gpt2"), ["architecture 'gpt2'", "qwen2"]),
         (lambda w: (w / "model" / "config.json").unlink(), ["model.path", "no config.json"]),

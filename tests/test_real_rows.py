@@ -3,8 +3,6 @@
 Nothing here reads a reward with the package's own code: boxes, rankings and means are computed naively.
 """
 
-import asyncio
-import importlib.util
 import json
 import os
 import re
@@ -13,34 +11,16 @@ import sys
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, pstdev
-from types import ModuleType
-from typing import Any
 
 import pytest
 
-from megatron_urpo.reward.verifiable.pool import MathVerifier, math_reward
 from megatron_urpo.types import Task
+from tests.support.real_rows import DATA, ROOT, Row, needs_real_rows, read_jsonl
 
-ROOT = Path(__file__).parent.parent
-DATA = Path(os.environ.get("REAL_ROWS_DATA", ROOT.parent / "shared" / "data"))
 STEPS = 3
 PER_TASK, GROUP_SIZE = 4, 4
 
-pytestmark = pytest.mark.skipif(
-    not (DATA / "gsm8k").is_dir() or not (DATA / "alpaca_eval").is_dir(),
-    reason=f"{DATA} with gsm8k/ and alpaca_eval/ is absent; REAL_ROWS_DATA may name another folder",
-)
-
-Row = dict[str, Any]
-
-
-def load_readers() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("real_rows_readers", ROOT / "examples" / "real_rows" / "readers.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+pytestmark = needs_real_rows
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +49,6 @@ def steps(run_dir: Path) -> list[list[Row]]:
     return [read_jsonl(run_dir / "transcripts" / f"step_{step:06d}.jsonl") for step in range(1, STEPS + 1)]
 
 
-def read_jsonl(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def of(task: Task, steps: list[list[Row]]) -> list[Row]:
     return [group for groups in steps for group in groups if group["task"] == task]
 
@@ -90,7 +66,6 @@ def tau(scores: list[float], gold: list[float]) -> float:
     return (concordant - discordant) / len(pairs)
 
 
-# ------------------------------------------------------------------------------------------------ the run
 def test_every_group_is_whole(steps: list[list[Row]]) -> None:
     for groups in steps:
         assert sorted(group["task"] for group in groups) == sorted(
@@ -191,56 +166,3 @@ def test_the_policy_was_trained_and_written(steps: list[list[Row]], run_dir: Pat
     assert {"correct", "wrong", "no_answer"} & {c["outcome"] for g in of("reasoning", steps) for c in g["completions"]}
     assert "ok" in {c["outcome"] for g in of("preference", steps) for c in g["completions"]}
     assert (run_dir / "model" / "model.safetensors").is_file()
-
-
-# -------------------------------------------------------------------------------------------- the readers
-def test_published_answers_fed_as_completions_earn_1() -> None:
-    rows = [row for name in ("train", "test") for row in read_jsonl(DATA / "gsm8k" / f"{name}.jsonl")]
-    assert len(rows) == 1200
-    final_answer = load_readers().final_answer
-    verifier = MathVerifier(workers=1, timeout_seconds=5.0, memory_mib=1024)
-
-    async def reward(row: Row, offset: int) -> float | None:
-        """Of the published solution with its last line boxed as published, or a number beside it."""
-        solution, answer = row["answer"].split("#### ")
-        shown = answer if not offset else str(int(answer.replace(",", "")) + offset)
-        outcome = await verifier.verify(f"{solution}\\boxed{{{shown}}}", (final_answer(row["answer"]),))
-        return math_reward(outcome)
-
-    async def rewards(offset: int) -> list[float | None]:
-        return await asyncio.gather(*(reward(row, offset) for row in rows))
-
-    try:
-        assert set(asyncio.run(rewards(0))) == {1.0}
-        assert set(asyncio.run(rewards(1))) == {0.0}
-    finally:
-        verifier.close()
-
-
-@pytest.mark.parametrize(
-    ("preference", "gold"),
-    [(1, (1.0, 0.0)), (2.0, (0.0, 1.0)), (1.5, (0.5, 0.5)), (0, (0.5, 0.5)), (1.25, (0.75, 0.25)), (None, None)],
-)
-def test_preferences_become_gold_values(preference: float | None, gold: tuple[float, float] | None) -> None:
-    assert load_readers().gold_pair(preference) == gold
-
-
-@pytest.mark.parametrize("preference", [0.5, 3, -1])
-def test_a_preference_outside_its_scale_is_an_error(preference: float) -> None:
-    with pytest.raises(ValueError, match="is none of null, 0 and 1 to 2"):
-        load_readers().gold_pair(preference)
-
-
-def test_rows_without_a_preference_are_left_out_and_rankings_tie_what_was_never_compared() -> None:
-    def row(output: str, preference: float | None) -> Row:
-        return {"instruction": "Why?", "output_1": "base", "output_2": output, "preference": preference}
-
-    readers = load_readers()
-    pairs = list(readers.pairs("x", [row("a", 1), row("b", None), row("c", 2)]))
-    assert [(pair.id, pair.responses, pair.gold) for pair in pairs] == [
-        ("alpaca_eval/x/0", ("base", "a"), (1.0, 0.0)),
-        ("alpaca_eval/x/2", ("base", "c"), (0.0, 1.0)),
-    ]
-    (ranking,) = readers.rankings([[row("a", 1)], [row("b", 2)], [row("c", 2)]])
-    assert (ranking.responses, ranking.gold) == (("base", "a", "b", "c"), (0.5, 0.0, 1.0, 1.0))
-    assert list(readers.rankings([[row("a", 1)], [row("b", None)]])) == []

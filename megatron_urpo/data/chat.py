@@ -77,7 +77,7 @@ def load_tokenizer(path: Path) -> HuggingFaceTokenizer:
         DataError: no folder, no readable tokenizer in it, no chat template, no end token.
     """
     if not path.is_dir():
-        raise DataError(f"tokenizer: {path} is no folder; give a Hugging Face folder with tokenizer files")
+        raise DataError(f"model.tokenizer: {path} is no folder; give a Hugging Face folder with tokenizer files")
     # For some model types AutoTokenizer (transformers 5.23) ignores the class that the folder names and rebuilds the
     # tokenizer around its vocabulary, which silently changes how text splits; tokenizer.json is taken as it is.
     kind = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
@@ -85,10 +85,10 @@ def load_tokenizer(path: Path) -> HuggingFaceTokenizer:
         tokenizer = kind.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"tokenizer: {path} has no tokenizer that transformers can read: {reason}") from None
+        raise DataError(f"model.tokenizer: {path} has no tokenizer that transformers can read: {reason}") from None
     if tokenizer.chat_template is None:
         raise DataError(
-            f"tokenizer: {path} has no chat template; use an instruction-tuned model's tokenizer or add a"
+            f"model.tokenizer: {path} has no chat template; use an instruction-tuned model's tokenizer or add a"
             " chat_template.jinja to the folder"
         )
     stop = _generation_config_stops(path)
@@ -96,7 +96,7 @@ def load_tokenizer(path: Path) -> HuggingFaceTokenizer:
         stop = [int(tokenizer.eos_token_id), *stop]
     if not stop:
         raise DataError(
-            f"tokenizer: {path} names no end token, so no completion would ever stop; set eos_token in"
+            f"model.tokenizer: {path} names no end token, so no completion would ever stop; set eos_token in"
             " tokenizer_config.json or eos_token_id in generation_config.json"
         )
     return HuggingFaceTokenizer(tokenizer, tuple(dict.fromkeys(stop)))
@@ -109,8 +109,8 @@ def _generation_config_stops(path: Path) -> list[int]:
     try:
         value = json.loads(file.read_text()).get("eos_token_id")
     except (ValueError, AttributeError):
-        raise DataError(f"tokenizer: {file} is not a JSON object; repair or remove it") from None
+        raise DataError(f"model.tokenizer: {file} is not a JSON object; repair or remove it") from None
     values = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(item, int) for item in values):
-        raise DataError(f"tokenizer: eos_token_id in {file} is {value!r}; it is a number or a list of numbers")
+        raise DataError(f"model.tokenizer: eos_token_id in {file} is {value!r}; it is a number or a list of numbers")
     return values

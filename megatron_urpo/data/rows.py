@@ -72,7 +72,8 @@ def _task(fields: Mapping[str, Any], place: str) -> Task:
     for task in TASKS:
         if value == task:
             return task
-    raise DataError(f"{place}: task: {_shown(value)} is unknown; use one of {', '.join(get_args(Task))}")
+    shown = _shown(value) if value is None else f"{_shown(value)} is unknown"
+    raise DataError(f"{place}: task: {shown}; use one of {', '.join(get_args(Task))}")
 
 
 def _messages(fields: Mapping[str, Any], place: str) -> tuple[Message, ...]:

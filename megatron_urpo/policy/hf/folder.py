@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -35,17 +35,22 @@ class WeightFolder:
                 " or set model.init to `random`"
             )
 
-    def check_holds(self, names: Iterable[str]) -> None:
-        """Raises ConfigError where a tensor is missing or its file cannot be opened; reads headers only."""
-        wanted: dict[str, list[str]] = {}
-        for name in names:
-            wanted.setdefault(self._file_of(name), []).append(name)
-        for file_name, expected in wanted.items():
+    def check_holds(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises ConfigError where a tensor is missing, has another shape or cannot be read; reads headers only."""
+        by_file: dict[str, list[str]] = {}
+        for name in shapes:
+            by_file.setdefault(self._file_of(name), []).append(name)
+        for file_name, names in by_file.items():
             with self._open(file_name) as file:
-                held = set(file.keys())
-            for name in expected:
+                held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            for name in names:
                 if name not in held:
                     raise self._lacks(name)
+                if held[name] != shapes[name]:
+                    raise ConfigError(
+                        f"model.path: {name!r} in {self.folder / file_name} has shape {held[name]}, config.json implies"
+                        f" {shapes[name]}; give the config.json that belongs to the weights"
+                    )
 
     def _read_index(self, path: Path) -> dict[str, str]:
         try:

@@ -37,6 +37,30 @@ def weight_entries(shape: ModelShape, spec: str) -> list[WeightEntry]:
     return entries
 
 
+def hf_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    """The shape of every Hugging Face tensor that the model has."""
+    wide, queries, values = shape.hidden_size, shape.num_heads * shape.head_dim, shape.num_query_groups * shape.head_dim
+    by_ending: dict[str, tuple[int, ...]] = {
+        "embed_tokens.weight": (shape.vocab_size, wide),
+        "lm_head.weight": (shape.vocab_size, wide),
+        "q_proj.weight": (queries, wide),
+        "k_proj.weight": (values, wide),
+        "v_proj.weight": (values, wide),
+        "q_proj.bias": (queries,),
+        "k_proj.bias": (values,),
+        "v_proj.bias": (values,),
+        "o_proj.weight": (wide, queries),
+        "gate_proj.weight": (shape.ffn_hidden_size, wide),
+        "up_proj.weight": (shape.ffn_hidden_size, wide),
+        "down_proj.weight": (wide, shape.ffn_hidden_size),
+        "q_norm.weight": (shape.head_dim,),
+        "k_norm.weight": (shape.head_dim,),
+    }
+    names = (name for entry in weight_entries(shape, "torch") for name in entry.hf)
+    # What is left are the norms over the residual stream.
+    return {name: by_ending.get(".".join(name.split(".")[-2:]), (wide,)) for name in names}
+
+
 def _layer_entries(shape: ModelShape, spec: str, layer: int) -> list[WeightEntry]:
     ours, theirs = f"decoder.layers.{layer}.", f"model.layers.{layer}."
     te = spec == "te"

@@ -21,7 +21,7 @@ function svg(tag, properties, ...children) {
   return fill(document.createElementNS(SVG, tag), properties, children);
 }
 
-// `on…` are listeners, `style` an object of CSS properties, everything else attributes; null and false are left out.
+// `onname` are listeners, `style` an object of CSS properties, everything else attributes; null and false are left out.
 function fill(node, properties, children) {
   for (const [name, value] of Object.entries(properties || {})) {
     if (value === null || value === undefined || value === false) continue;

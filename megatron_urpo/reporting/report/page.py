@@ -22,7 +22,7 @@ from megatron_urpo.reporting.report.flags import FLAGS
 from megatron_urpo.reporting.report.read import ReportError, RunFiles, read_run
 from megatron_urpo.reporting.report.sample import sample_groups
 
-SCRIPTS = ("dom.js", "chart.js", "scatter.js", "overview.js", "time.js", "detail.js", "groups.js", "main.js")
+SCRIPTS = ("dom.js", "chart.js", "scatter.js", "overview.js", "time.js", "detail.js", "filters.js", "groups.js", "main.js")
 STYLES = ("style.css", "groups.css")
 MAX_CONFIG_CHARACTERS = 200_000
 
@@ -35,9 +35,7 @@ def write_report(run: Path, output: Path | None = None) -> Path:
     try:
         replace_bytes(target, content)
     except OSError as error:
-        raise ReportError(
-            f"{target}: cannot be written ({error.strerror}); name another file with --output"
-        ) from None
+        raise ReportError(f"{target}: cannot be written ({error.strerror}); name another file with --output") from None
     return target
 
 
