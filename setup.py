@@ -15,7 +15,8 @@ EXTRAS = {
     "vllm": ["vllm>=0.27"],
     "wandb": ["wandb"],
     "dev": [
-        "hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "scipy", "types-PyYAML", "wandb",
+        "hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "scipy", "selenium", "types-PyYAML",
+        "wandb",
     ],
 }  # fmt: skip
 
@@ -28,6 +29,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_urpo", "megatron_urpo.*"]),
+    package_data={"megatron_urpo.reporting.report": ["*.html", "*.css", "*.js"]},
     install_requires=[
         "torch>=2.6",
         "megatron-core==0.16.1",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_urpo.config import ConfigError
+from megatron_urpo.config import Config, ConfigError
 from megatron_urpo.policy.checkpoint import load_policy, save_policy
 from megatron_urpo.policy.policy import Policy
 
@@ -60,9 +60,9 @@ def read_state(folder: Path) -> RunState:
         ) from None
 
 
-def save_checkpoint(run_dir: Path, policy: Policy, state: RunState, keep_last: int) -> None:
+def save_checkpoint(config: Config, policy: Policy, state: RunState) -> None:
     """Collective. Older checkpoints than the newest `keep_last` are removed, once the new one is in place."""
-    root = run_dir / "checkpoints"
+    root, keep_last = config.run_dir / "checkpoints", config.checkpoint.keep_last
     target, beside = root / f"step_{state.step:06d}", root / f"step_{state.step:06d}.unfinished"
     parallel = policy.parallel
     parallel.from_rank0(_make_empty, beside)

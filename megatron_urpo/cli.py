@@ -81,6 +81,21 @@ def evaluate(config: Path, overrides: tuple[str, ...], model: Path | None) -> No
         click.echo(evaluate_folder(loaded))
 
 
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="File to write instead of RUN/report.html.")
+def report(run: Path, output: Path | None) -> None:
+    """Write report.html of a run: one page that needs no network.
+
+    RUN is the run's folder (run_dir); the run may be finished, still going or stopped. The page has the curves, the
+    table of before and after, the time by phase, and the groups with everything that was said and scored.
+    """
+    with _user_errors():
+        from megatron_urpo.reporting.report import write_report
+
+        click.echo(write_report(run, output))
+
+
 @contextlib.contextmanager
 def _user_errors() -> Iterator[None]:
     """A mistake in the user's files is one line and exit code 2, told once; everything else keeps its traceback."""

@@ -16,10 +16,16 @@ from megatron_urpo.policy.parallel import Parallel
 from megatron_urpo.preflight import Inputs
 from megatron_urpo.protocols import Engine
 from megatron_urpo.reporting import Progress, RunFolder, WandbLog, before_after_table, write_transcript
+from megatron_urpo.reporting.report import ReportError, write_report
 from megatron_urpo.reward.verifiable.pool import MathVerifier
 from megatron_urpo.rollout.collect import Rollout, collect
 from megatron_urpo.rollout.samples import SampleBatch
 from megatron_urpo.types import Prompt
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Whether something that happens each `every` steps (0: never) and at the last one happens after `step`."""
+    return step == last or (every > 0 and step % every == 0)
 
 
 @dataclass
@@ -43,6 +49,8 @@ class Rank0:
         self.folder.truncate_after(step)
         if step:
             self.progress.say(f"resumed at step {step} from {self.config.run_dir}")
+        else:
+            self.folder.append_metrics(0, self.evaluate())  # step 0 is the model before training
 
     def collect(self, prompts: Sequence[Prompt], step: int) -> Rollout:
         assert self.engine is not None
@@ -62,10 +70,6 @@ class Rank0:
         metrics = evaluate(self.engine, self.inputs.tokenizer, self.verifier, self.inputs.held_out, self.config)
         return {**metrics, "time/evaluation": time.perf_counter() - start}
 
-    def record_start(self) -> None:
-        """Step 0 of metrics.jsonl is the model before training."""
-        self.folder.append_metrics(0, self.evaluate())
-
     def record(self, step: int, rollout: Rollout, batch: SampleBatch, stats: dict[str, float]) -> None:
         """One line of metrics.jsonl and one transcript for the step that ended."""
         config = self.config
@@ -76,7 +80,7 @@ class Rank0:
             **{f"time/{name}": value for name, value in rollout.seconds.items()},
             "time/step": seconds,
         }
-        if step == config.num_steps or (config.evaluation.every and step % config.evaluation.every == 0):
+        if due(step, config.evaluation.every, config.num_steps):
             metrics |= self.evaluate()
         if config.logging.transcripts:
             write_transcript(self.folder.transcript_file(step), rollout.groups, batch.causes, batch.advantages)
@@ -85,10 +89,18 @@ class Rank0:
         self.progress.step(step, metrics)
 
     def finish(self) -> None:
-        """The table of before and after, where both were measured."""
+        """The table of before and after, where both were measured, and the report."""
         lines = [line for line in self.folder.read_metrics() if any(name.startswith("eval/") for name in line)]
         if len(lines) > 1:
             Console().print(before_after_table(lines[0], lines[-1]))
+        self._report()
+
+    def _report(self) -> None:
+        """A report that cannot be written does not fail a run whose model is already on disk."""
+        try:
+            self.progress.say(f"report: {write_report(self.config.run_dir)}")
+        except (OSError, ReportError) as error:
+            self.progress.say(f"no report: {error}")
 
     @classmethod
     @contextlib.contextmanager

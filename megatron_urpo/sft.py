@@ -10,10 +10,9 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 
 from megatron_urpo.config import SftConfig
 from megatron_urpo.data.errors import DataError
-from megatron_urpo.policy.hf.folder import write_folder
 from megatron_urpo.policy.packing import TokenSequence
-from megatron_urpo.policy.parallel import close_parallel, init_parallel
-from megatron_urpo.policy.policy import build_policy
+from megatron_urpo.policy.parallel import joined_ranks
+from megatron_urpo.policy.policy import Policy, build_policy
 from megatron_urpo.policy.supervised import supervised_step
 from megatron_urpo.preflight import check_model
 from megatron_urpo.protocols import ChatTokenizer
@@ -27,24 +26,25 @@ def sft(config: SftConfig) -> None:
     """
     _, tokenizer = check_model(config.model, config.parallel)
     rows = read_conversations(config.data.train)
-    parallel = init_parallel(config.parallel, config.seed)
-    policy = build_policy(config.model, config.optimizer, config.parallel, parallel, config.num_steps, 1)
-    stream = cycle(rows)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=parallel.rank != 0) as progress:
-        bar = progress.add_task("supervised", total=config.num_steps)
-        for step in range(config.num_steps):
-            sequences = [encode_conversation(row, tokenizer) for row in islice(stream, config.data.rows_per_step)]
-            metrics = supervised_step(policy, sequences, config.data.max_tokens_per_micro_batch)
-            progress.update(bar, advance=1, description=f"supervised  loss {metrics['sft/loss']:.3f}")
-            if parallel.rank == 0 and not progress.console.is_terminal and (step + 1) % 100 == 0:
-                progress.console.print(f"step {step + 1}/{config.num_steps}  loss {metrics['sft/loss']:.3f}")
-    weights = policy.export()
-    if parallel.rank == 0:
-        write_folder(config.output, config.model.path, weights)
-    for _ in weights:
-        pass
-    close_parallel()
+    with joined_ranks(config.parallel, config.seed) as parallel:
+        policy = build_policy(config.model, config.optimizer, config.parallel, parallel, config.num_steps, 1)
+        with Progress(*columns, disable=parallel.rank != 0) as progress:
+            _train(config, policy, cycle(rows), tokenizer, progress)
+        policy.write_model(config.output, config.model.path)
+
+
+def _train(
+    config: SftConfig, policy: Policy, rows: Iterator[dict[str, Any]], tokenizer: ChatTokenizer, progress: Progress
+) -> None:
+    bar = progress.add_task("supervised", total=config.num_steps)
+    for step in range(1, config.num_steps + 1):
+        sequences = [encode_conversation(row, tokenizer) for row in islice(rows, config.data.rows_per_step)]
+        metrics = supervised_step(policy, sequences, config.data.max_tokens_per_micro_batch)
+        text = f"loss {metrics['sft/loss']:.3f}"
+        progress.update(bar, advance=1, description=f"supervised  {text}")
+        if not progress.disable and not progress.console.is_terminal and step % 100 == 0:
+            progress.console.print(f"step {step}/{config.num_steps}  {text}")
 
 
 def read_conversations(path: Path) -> list[dict[str, Any]]:

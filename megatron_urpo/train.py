@@ -7,12 +7,12 @@ A rollout at step n is written by policy version n; the update makes version n +
 
 from megatron_urpo.checkpoints import load_checkpoint, run_state, save_checkpoint
 from megatron_urpo.config import Config
-from megatron_urpo.policy.hf.folder import write_folder
-from megatron_urpo.policy.parallel import close_parallel, init_parallel
-from megatron_urpo.policy.policy import build_policy
+from megatron_urpo.data.stream import PromptStream
+from megatron_urpo.policy.parallel import joined_ranks
+from megatron_urpo.policy.policy import Policy, build_policy
 from megatron_urpo.policy.update import update
 from megatron_urpo.preflight import check_inputs
-from megatron_urpo.rank0 import Rank0
+from megatron_urpo.rank0 import Rank0, due
 from megatron_urpo.rollout.samples import build_samples
 from megatron_urpo.signals import StopRequest
 from megatron_urpo.weight_sync.push import push_weights
@@ -29,43 +29,41 @@ def train(config: Config, resolved: str = "") -> int:
     cannot work, NoSignalError when training has nothing to learn from.
     """
     inputs = check_inputs(config)
-    parallel = init_parallel(config.parallel, config.seed)
-    updates_per_step = config.loss.epochs * config.loss.minibatches
-    policy = build_policy(config.model, config.optimizer, config.parallel, parallel, config.num_steps, updates_per_step)
-    prompts = inputs.stream(config)
-    state = load_checkpoint(config.run_dir, policy) if config.checkpoint.resume else None
-    step, empty_steps = (state.step, state.empty_steps) if state else (0, 0)
-    if state:
-        prompts.load_state(state.stream)
-    with Rank0.open(config, inputs, parallel, step) as rank0, StopRequest() as stop:
-        push_weights(policy, rank0.engine, version=step)
-        parallel.from_rank0(rank0.begin, step, resolved, parallel.world_size)
-        if step == 0:
-            parallel.from_rank0(rank0.record_start)
-        stopped = False
-        while step < config.num_steps and not stopped:
-            batch = prompts.next_batch(step)
-            rollout = parallel.from_rank0(rank0.collect, batch, step)
-            samples = build_samples(rollout.groups)
-            stats = update(policy, samples.samples, config.loss)
-            empty_steps = 0 if samples.samples else empty_steps + 1
-            step += 1
-            stats |= push_weights(policy, rank0.engine, version=step)
-            parallel.from_rank0(rank0.record, step, rollout, samples, stats)
-            check_signal(empty_steps, config, samples.num_dropped)
-            stopped = parallel.any(stop.received is not None)
-            if stopped or step == config.num_steps or (config.checkpoint.every and step % config.checkpoint.every == 0):
-                new_state = run_state(policy, step, empty_steps, prompts.state())
-                save_checkpoint(config.run_dir, policy, new_state, config.checkpoint.keep_last)
-        if not stopped:
-            weights = policy.export()
-            if parallel.rank == 0:
-                write_folder(config.run_dir / "model", config.model.path, weights)
-            for _ in weights:
-                pass
-            parallel.from_rank0(rank0.finish)
-    close_parallel()
+    with joined_ranks(config.parallel, config.seed) as parallel, StopRequest() as stop:
+        updates = config.loss.epochs * config.loss.minibatches
+        policy = build_policy(config.model, config.optimizer, config.parallel, parallel, config.num_steps, updates)
+        prompts = inputs.stream(config)
+        step, empty_steps = resume(config, policy, prompts)
+        with Rank0.open(config, inputs, parallel, step) as rank0:
+            push_weights(policy, rank0.engine, version=step)
+            parallel.from_rank0(rank0.begin, step, resolved, parallel.world_size)
+            stopped = False
+            while step < config.num_steps and not stopped:
+                batch = prompts.next_batch(step)
+                rollout = parallel.from_rank0(rank0.collect, batch, step)
+                samples = build_samples(rollout.groups)
+                stats = update(policy, samples.samples, config.loss)
+                empty_steps = 0 if samples.samples else empty_steps + 1
+                step += 1
+                stats |= push_weights(policy, rank0.engine, version=step)
+                parallel.from_rank0(rank0.record, step, rollout, samples, stats)
+                check_signal(empty_steps, config, samples.num_dropped)
+                stopped = parallel.any(stop.received is not None)
+                if stopped or due(step, config.checkpoint.every, config.num_steps):
+                    save_checkpoint(config, policy, run_state(policy, step, empty_steps, prompts.state()))
+            if not stopped:
+                policy.write_model(config.run_dir / "model", config.model.path)
+                parallel.from_rank0(rank0.finish)
     return stop.exit_code if stopped else 0
+
+
+def resume(config: Config, policy: Policy, prompts: PromptStream) -> tuple[int, int]:
+    """Loads the newest checkpoint into `policy` and `prompts`; (step, empty steps before it), 0 on a fresh start."""
+    state = load_checkpoint(config.run_dir, policy) if config.checkpoint.resume else None
+    if state is None:
+        return 0, 0
+    prompts.load_state(state.stream)
+    return state.step, state.empty_steps
 
 
 def check_signal(empty_steps: int, config: Config, dropped: dict[str, int]) -> None:

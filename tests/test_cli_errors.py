@@ -6,7 +6,7 @@ Each case changes one thing in a run that works (`test_the_run_that_the_cases_br
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,13 @@ def world(template: Path, tmp_path: Path) -> Path:
     """A folder with a model and a store, the test's own to damage."""
     shutil.copytree(template, tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _leave_process_groups() -> Iterator[None]:
+    """A case that fails by starting leaves nothing to the next one."""
+    yield
+    close_parallel()
 
 
 def run(config: Path, *overrides: str) -> Result:

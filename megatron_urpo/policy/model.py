@@ -19,11 +19,28 @@ from megatron_urpo.policy.parallel import Parallel
 from megatron_urpo.policy.spec import SpecName, choose_spec, layer_spec
 
 
+class HiddenStateModel(GPTModel):  # type: ignore[misc]
+    """A GPTModel whose last stage ends with the hidden states, [tokens, 1, hidden], instead of making logits of them.
+
+    `logprobs.py` takes it from there with `output_weight`, a chunk of tokens at a time.
+    """
+
+    def _postprocess(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states
+
+    @property
+    def output_weight(self) -> Tensor:
+        """This rank's rows of the output layer, [vocabulary part, hidden]; on the last stage."""
+        tied = self.share_embeddings_and_output_weights
+        weight: Tensor = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        return weight
+
+
 @dataclass
 class ModelPart:
     """This rank's part: the module in its training dtype, and the names that tie it to the whole."""
 
-    module: GPTModel
+    module: HiddenStateModel
     shape: ModelShape
     spec: SpecName
     config: TransformerConfig
@@ -47,7 +64,7 @@ def build_model(model: ModelConfig, layout: ParallelConfig, parallel: Parallel) 
     check_layout(shape, parallel.tensor, parallel.pipeline)
     spec = choose_spec(model.spec)
     config = transformer_config(shape, layout, torch.bfloat16 if model.dtype == "bfloat16" else torch.float32)
-    module = GPTModel(
+    module = HiddenStateModel(
         config,
         layer_spec(spec, config),
         vocab_size=padded_vocab_size(shape.vocab_size, parallel.tensor),

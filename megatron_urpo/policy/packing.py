@@ -37,10 +37,13 @@ class PackedBatch:
     num_padding: int
 
 
-def pack(sequences: Sequence[TokenSequence], align: int, device: torch.device) -> PackedBatch:
+def pack(
+    sequences: Sequence[TokenSequence], align: int, device: torch.device, names: Sequence[str] = ()
+) -> PackedBatch:
     """Packs `sequences`; the total is padded to a multiple of `align` by one more sequence that predicts nothing.
 
-    No sequences at all make a batch of padding: data-parallel ranks must run equally many micro-batches.
+    `names` are the values that are packed with the tokens. No sequences at all make a batch of padding: data-parallel
+    ranks must run equally many micro-batches.
     """
     lengths = [sequence.num_input_tokens for sequence in sequences]
     num_padding = -sum(lengths) % align or (0 if lengths else align)
@@ -54,7 +57,6 @@ def pack(sequences: Sequence[TokenSequence], align: int, device: torch.device) -
         for start, sequence in zip(ends[: len(sequences)], sequences, strict=True)
     ]
     targets = [token for sequence in sequences for token in sequence.token_ids[sequence.first_target :]]
-    names = sequences[0].values if sequences else ()
     cumulative = ends.to(torch.int32).to(device)
     longest = max(lengths)
     return PackedBatch(

@@ -4,9 +4,10 @@ Tensors travel over NCCL on GPUs and gloo on CPUs. Control traffic (`from_rank0`
 time-out of its own: rank 0 may spend an hour in a rollout while the others wait.
 """
 
+import contextlib
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
@@ -145,6 +146,16 @@ def init_parallel(config: ParallelConfig, seed: int = 0) -> Parallel:
         device=device,
         control=control,
     )
+
+
+@contextlib.contextmanager
+def joined_ranks(config: ParallelConfig, seed: int = 0) -> Iterator[Parallel]:
+    """`init_parallel`, and `close_parallel` on every way out."""
+    parallel = init_parallel(config, seed)
+    try:
+        yield parallel
+    finally:
+        close_parallel()
 
 
 def close_parallel() -> None:

@@ -8,15 +8,18 @@ over micro-batches and data-parallel ranks and do not depend on the layout.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
 from torch import Tensor
 
 from megatron_urpo.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_urpo.policy.export import export_weights
+from megatron_urpo.policy.hf.folder import write_folder
 from megatron_urpo.policy.logprobs import token_logprobs
 from megatron_urpo.policy.model import ModelPart, build_model
 from megatron_urpo.policy.optimizer import build_optimizer, build_scheduler, wrap_model
@@ -78,6 +81,14 @@ class Policy:
         """Hugging Face-named, unsharded weights; on rank 0. Collective: every rank must iterate to the end."""
         return export_weights(self.part, self.parallel)
 
+    def write_model(self, target: Path, source: Path) -> None:
+        """Writes a Hugging Face folder with config and tokenizer from `source`. Collective; rank 0 writes."""
+        weights = self.export()
+        if self.parallel.rank == 0:
+            write_folder(target, source, weights)
+        for _ in weights:
+            pass
+
     def _run(self, batches: Sequence[PackedBatch], finish: Callable[..., Any], forward_only: bool) -> list[Any]:
         def forward_step(batches: Iterator[PackedBatch], model: Any) -> tuple[Tensor, Callable[..., Any]]:
             batch = next(batches)
@@ -96,19 +107,25 @@ class Policy:
         )
         return results
 
-    def _response_logprobs(self, batch: PackedBatch, logits_1TV: Tensor) -> tuple[Tensor, Tensor]:
-        group = parallel_state.get_tensor_model_parallel_group() if self.parallel.tensor > 1 else None
-        return token_logprobs(logits_1TV[0][batch.predicting_R], batch.targets_R, self.part.shape.vocab_size, group)
+    def _response_logprobs(self, batch: PackedBatch, hidden_T1H: Tensor) -> tuple[Tensor, Tensor]:
+        group = None
+        if self.parallel.tensor > 1:
+            group = parallel_state.get_tensor_model_parallel_group()
+            # Each rank's gradient of the hidden states covers its rows of the vocabulary; backward adds them up.
+            if self.part.config.sequence_parallel:
+                hidden_T1H = gather_from_sequence_parallel_region(hidden_T1H)
+            else:
+                hidden_T1H = copy_to_tensor_model_parallel_region(hidden_T1H)
+        module = self.part.module
+        hidden_RH = hidden_T1H[:, 0][batch.predicting_R]
+        return token_logprobs(hidden_RH, module.output_weight, batch.targets_R, self.part.shape.vocab_size, group)
 
-    def _loss_step(self, loss: Loss, batch: PackedBatch, logits_1TV: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
-        logprobs_R, entropy_R = self._response_logprobs(batch, logits_1TV)
-        value, sums = loss(logprobs_R, entropy_R, batch)
-        # A batch of padding has no response token; the schedule still needs a graph that reaches its input.
-        value = value + logits_1TV.sum() * 0.0 if not batch.targets_R.numel() else value
+    def _loss_step(self, loss: Loss, batch: PackedBatch, hidden_T1H: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
+        value, sums = loss(*self._response_logprobs(batch, hidden_T1H), batch)
         return value, torch.zeros((), dtype=torch.int), sums
 
-    def _logprob_step(self, batch: PackedBatch, logits_1TV: Tensor, non_loss_data: bool = True) -> Tensor:
-        return self._response_logprobs(batch, logits_1TV)[0]
+    def _logprob_step(self, batch: PackedBatch, hidden_T1H: Tensor, non_loss_data: bool = True) -> Tensor:
+        return self._response_logprobs(batch, hidden_T1H)[0]
 
 
 def build_policy(

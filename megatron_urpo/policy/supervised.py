@@ -21,13 +21,11 @@ def supervised_step(policy: Policy, sequences: Sequence[TokenSequence], max_toke
         num_ranks=policy.parallel.data,
     )
     batches = [
-        pack([sequences[index] for index in indices], policy.alignment, policy.parallel.device)
+        pack([sequences[index] for index in indices], policy.alignment, policy.parallel.device, ["weights"])
         for indices in plan[policy.parallel.data_rank]
     ]
 
     def loss(logprobs_R: Tensor, _: Tensor, batch: PackedBatch) -> tuple[Tensor, dict[str, float]]:
-        if not batch.targets_R.numel():
-            return logprobs_R.sum(), {"loss": 0.0}
         value = -(batch.values["weights"] * logprobs_R).sum() / total
         return value, {"loss": float(value.detach())}
 

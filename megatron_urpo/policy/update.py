@@ -48,13 +48,13 @@ def update(policy: Policy, samples: Sequence[Sample], loss: LossConfig) -> dict[
     grad_norms: list[float] = []
     for _ in range(loss.epochs):
         for minibatch in minibatches:
-            part = policy.forward_backward(minibatch.batches, _GrpoLoss(loss, minibatch.denominator))
+            part = policy.forward_backward(minibatch.batches, GrpoLoss(loss, minibatch.denominator))
             grad_norms.append(policy.step())
             for name, value in part.items():
                 sums[name] = sums.get(name, 0.0) + value
     policy.skip_updates(loss.epochs * loss.minibatches - len(grad_norms))
     if not minibatches:
-        return {"policy/lr": policy.learning_rate, "time/logprobs": 0.0, "time/update": 0.0}
+        return {"policy/lr": policy.learning_rate, "tokens/train": 0.0, "time/logprobs": 0.0, "time/update": 0.0}
     return {
         **_policy_metrics(policy.parallel, sums, len(grad_norms)),
         **_mismatch(policy.parallel, [batch for minibatch in minibatches for batch in minibatch.batches]),
@@ -66,7 +66,7 @@ def update(policy: Policy, samples: Sequence[Sample], loss: LossConfig) -> dict[
     }
 
 
-class _GrpoLoss:
+class GrpoLoss:
     def __init__(self, config: LossConfig, count: int):
         self.config = config
         self.count = count
@@ -95,7 +95,8 @@ def _split_by_group(samples: Sequence[Sample], count: int) -> list[list[Sample]]
 
 
 def _prepare(policy: Policy, samples: Sequence[Sample], loss: LossConfig, with_old: bool) -> MiniBatch:
-    sequences = [_sequence(sample, with_old) for sample in samples]
+    names = ["advantages", "rollout_logprobs", *(["old_logprobs"] if with_old else [])]
+    sequences = [_sequence(sample) for sample in samples]
     plan = plan_microbatches(
         [sequence.num_input_tokens for sequence in sequences],
         max_tokens=loss.max_tokens_per_micro_batch - (policy.alignment - 1),
@@ -103,7 +104,7 @@ def _prepare(policy: Policy, samples: Sequence[Sample], loss: LossConfig, with_o
     )
     return MiniBatch(
         batches=[
-            pack([sequences[index] for index in indices], policy.alignment, policy.parallel.device)
+            pack([sequences[index] for index in indices], policy.alignment, policy.parallel.device, names)
             for indices in plan[policy.parallel.data_rank]
         ],
         denominator=denominator([len(sample.completion_ids) for sample in samples], loss.normalization),
@@ -111,13 +112,12 @@ def _prepare(policy: Policy, samples: Sequence[Sample], loss: LossConfig, with_o
     )
 
 
-def _sequence(sample: Sample, with_old: bool) -> TokenSequence:
+def _sequence(sample: Sample) -> TokenSequence:
     values: dict[str, Sequence[float]] = {
         "advantages": [sample.advantage] * len(sample.completion_ids),
         "rollout_logprobs": sample.rollout_logprobs,
+        "old_logprobs": sample.rollout_logprobs,
     }
-    if with_old:
-        values["old_logprobs"] = sample.rollout_logprobs
     return TokenSequence((*sample.prompt_ids, *sample.completion_ids), len(sample.prompt_ids), values)
 
 

@@ -1,6 +1,5 @@
 """A real Chromium without a window, driven over WebDriver. Nothing is installed here: see scripts/chromium.sh."""
 
-import base64
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,15 +52,11 @@ class Page:
         """Messages of warnings and errors since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser")]  # type: ignore[no-untyped-call]
 
-    def screenshot(self, path: Path, max_height: int = 16000, top: int = 0) -> None:
-        """The page from `top` on, at its own height."""
-        width = self.run("return document.documentElement.clientWidth")
-        height = min(max_height, self.run("return document.documentElement.scrollHeight") - top)
-        clip = {"x": 0, "y": top, "width": width, "height": height, "scale": 1}
-        result = self.driver.execute_cdp_cmd(
-            "Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True, "clip": clip}
-        )
-        path.write_bytes(base64.b64decode(result["data"]))
+    def screenshot(self, path: Path, top: int = 0) -> None:
+        """What the window shows when it is scrolled to `top`."""
+        self.run("scrollTo({top: arguments[0], behavior: 'instant'})", top)
+        self.settle()
+        path.write_bytes(self.driver.get_screenshot_as_png())
 
 
 @contextmanager

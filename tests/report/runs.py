@@ -81,7 +81,9 @@ def preference(rng: random.Random, step: int, index: int, skill: float) -> Row:
         scores = [min(9.0, max(0.0, round(9 * value + rng.gauss(0, 4 - 3 * skill)))) for value in gold]
         judgements.append(judgement(permutation, scores if readable else None, step))
     completions = [
-        completion(one["text"], rng.choice([-0.33, 0.0, 0.33, 1.0]) if one["scores"] else -1.0, 0.3, one["outcome"], step)
+        completion(
+            one["text"], rng.choice([-0.33, 0.0, 0.33, 1.0]) if one["scores"] else -1.0, 0.3, one["outcome"], step
+        )
         for one in judgements
     ]
     return prompt(f"preference/{step}/{index}", "Name some fruits", responses=responses, gold=gold) | {

@@ -20,7 +20,7 @@ function chart({ title, note, series, marks = [], stacked = false, zero = false,
     drawn.map((one, i) => one.label + ' ' + format(values[i].at(-1))).join(', ') + '. Arrow keys read single steps.');
   const outputs = drawn.map((one) => el('b', {}));
   legend.append(...drawn.map((one, i) => el('li', {},
-    el('i', { class: stacked ? 'swatch' : 'swatch line', style: { '--color': one.color } }), one.label, outputs[i])));
+    el('i', { class: stacked ? 'swatch' : one.dash ? 'swatch line dashed' : 'swatch line', style: { '--color': one.color } }), one.label, outputs[i])));
 
   let scales = null;
   let cursor = null;
@@ -35,7 +35,7 @@ function chart({ title, note, series, marks = [], stacked = false, zero = false,
     if (step !== null && scales) plot.append(cursorAt(step, scales, drawn, stacked));
   }
   function draw(width) {
-    scales = axes(plot, width, steps, stacked ? [0, 1] : extent(values.flat(), zero), stacked ? percent : format);
+    scales = axes(plot, width, steps, stacked ? [0, 1] : extent(values.flat(), zero), stacked ? percent : tickText);
     for (const mark of marks) if (mark.x > steps[0] && mark.x <= steps.at(-1)) plot.append(markAt(mark, scales));
     if (stacked) plot.append(...layers(drawn, scales, steps));
     else for (const one of drawn) plot.append(...lines(one, scales));
@@ -86,6 +86,12 @@ function ticks(low, high, wanted) {
   const found = [];
   for (let i = Math.floor(low / gap); i * gap < high + gap * 0.999; i += 1) found.push(Number((i * gap).toPrecision(12)));
   return found;
+}
+
+// Ticks are round, so they need no padding with zeros.
+function tickText(value) {
+  const size = Math.abs(value);
+  return size !== 0 && (size < 1e-3 || size >= 1e4) ? number(value) : minus(String(value));
 }
 
 function axes(plot, width, steps, [low, high], format, xLabel = 'step') {

@@ -1,7 +1,6 @@
 """What a person should look at first, from the numbers alone. Thresholds are rules of thumb and are told."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from megatron_urpo.reporting.report.curves import Line, is_training, mean_of
 

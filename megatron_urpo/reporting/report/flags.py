@@ -15,7 +15,7 @@ FLAGS: dict[str, tuple[float, str]] = {
     "several answers": (2.0, r"a reasoning completion with different \boxed answers"),
     "same answer to other prompts": (2.0, "the text also answers at least two other prompts of this page"),
     "cut off": (1.0, "ended by the length limit"),
-    "all the same": (1.0, "most completions of the group are the same text"),
+    "all the same": (1.0, "most answers of the group are the same text"),
     "longer scores higher": (1.0, "within the group, self-score follows the length (correlation 0.85 or more)"),
     "order decides": (1.0, "the verdict follows the order in which responses were shown (0.85 or more)"),
 }
@@ -56,9 +56,9 @@ def group_flags(group: dict[str, Any]) -> list[str]:
     completions = group["completions"]
     texts = [completion["text"] for completion in completions]
     flags = []
-    if len(texts) > 2 and max(map(texts.count, texts)) > len(texts) / 2:
-        flags.append("all the same")
     if group["task"] == "instruction":
+        if len(texts) > 2 and max(map(texts.count, texts)) > len(texts) / 2:
+            flags.append("all the same")
         scored = [(len(c["text"]), c["reward"]) for c in completions if c["reward"] is not None]
         if len(scored) >= 5 and (correlation(*zip(*scored, strict=True)) or 0.0) >= STRONG:
             flags.append("longer scores higher")

@@ -15,10 +15,10 @@ function header(data) {
   const facts = [
     ['Steps', number(run.last_step) + (known ? ' of ' + number(run.num_steps) : '')],
     ['Seconds a step', speed ? number(speed.median, 2) : '\u2013', 'median'],
-    ['Time in steps', data.time.seconds ? duration(data.time.seconds) : '\u2013', 'evaluation included'],
+    ['Time', data.time.seconds ? duration(data.time.seconds) : '\u2013', 'with evaluation'],
     ['Groups', number(data.num_groups)],
     ['Ranks', number(run.environment.world_size)],
-    ['Commit', typeof commit === 'string' ? plain(commit.slice(0, 10)) + (run.environment.uncommitted_changes ? ' + changes' : '') : '\u2013'],
+    ['Commit', typeof commit === 'string' ? plain(commit.slice(0, 8)) : '\u2013', run.environment.uncommitted_changes ? 'with changes' : null],
   ];
   return [
     el('p', { class: 'kicker' }, 'megatron-urpo run report'),
@@ -27,7 +27,7 @@ function header(data) {
       (run.last_line_at ? ', newest metrics ' + run.last_line_at : '') +
       (done ? '.' : '. The run is still going or was stopped: make the page again to see more.')),
     el('dl', { class: 'facts' }, facts.map(([name, value, hint]) =>
-      el('div', {}, el('dt', {}, name, hint ? el('small', {}, ' ' + hint) : null), el('dd', {}, value)))),
+      el('div', {}, el('dt', {}, name), el('dd', {}, value, hint ? el('small', {}, ' ' + hint) : null)))),
     data.notices.length ? el('div', { class: 'notice', role: 'note' }, el('strong', {}, 'Left out. '),
       el('ul', {}, data.notices.map((notice) => el('li', {}, shown(notice))))) : null,
   ];
@@ -87,7 +87,7 @@ function beforeAfter({ evaluation: { steps, series } }) {
     : `Held-out metrics at step ${steps[0]} and step ${steps[last]}. Both use the same prompts and the same sampling seeds.`;
   const tasks = [...TASKS, ''].map((task) => [task, names.filter((name) => task
     ? name.startsWith(`eval/${task}/`) : !TASKS.some((other) => name.startsWith(`eval/${other}/`)))]);
-  return section('eval', title, lead, el('div', { class: 'card scroll', tabindex: 0, role: 'region', 'aria-label': title }, el('table', { class: 'wide' },
+  return section('eval', title, lead, el('div', { class: 'card scroll narrow', tabindex: 0, role: 'region', 'aria-label': title }, el('table', {},
     el('thead', {}, el('tr', {}, ['Metric', 'Before', last ? 'After' : null, last ? 'Change' : null].filter(Boolean)
       .map((name, i) => el('th', { scope: 'col', class: i ? 'num' : null }, name)))),
     tasks.filter(([, own]) => own.length).map(([task, own]) => el('tbody', {}, own.map((name) => {
@@ -103,7 +103,7 @@ function learning(data) {
   const { steps, series, per_point: perPoint } = data.training;
   const title = 'Learning curves';
   if (!steps.length) return section('curves', title, 'No training step yet.');
-  const marks = data.run.phase_starts.map((phase) => ({ x: phase.step, label: phase.tasks.map(words).join(' + ') }));
+  const marks = data.run.phase_starts.map((phase) => ({ x: phase.step, label: words(phase.label) }));
   const byTask = (area, name, note) => chart({ title: name, note, marks: area === 'reward/mean' ? marks : [], series: TASKS.map((task) => ({
     label: task, color: TASK_COLORS[task], dash: TASK_DASHES[task], xs: steps, ys: series[`${area}/${task}`] || [] })) });
   const one = (metric, name, note) => chart({ title: name, note, series: [{ label: words(metric.split('/').at(-1)), color: 'var(--c1)', xs: steps, ys: series[metric] || [] }] });
@@ -116,7 +116,8 @@ function learning(data) {
     byTask('completions/truncated_fraction', 'Share cut off by the length limit'),
     one('policy/entropy', 'Policy entropy'), one('policy/clip_fraction', 'Clip fraction'),
     one('policy/grad_norm', 'Gradient norm, before clipping'), one('mismatch/kl', 'Mismatch of engine and trainer (KL)'),
-    one('policy/loss', 'Loss'), one('policy/lr', 'Learning rate')));
+    one('policy/kl_old', 'Drift from the policy that wrote the batch (KL)'), one('policy/loss', 'Loss'),
+    one('policy/lr', 'Learning rate'), one('tokens/train', 'Tokens trained on')));
 }
 
 function heldOut(data) {

@@ -22,7 +22,17 @@ from megatron_urpo.reporting.report.flags import FLAGS
 from megatron_urpo.reporting.report.read import ReportError, RunFiles, read_run
 from megatron_urpo.reporting.report.sample import sample_groups
 
-SCRIPTS = ("dom.js", "chart.js", "scatter.js", "overview.js", "time.js", "detail.js", "filters.js", "groups.js", "main.js")
+SCRIPTS = (
+    "dom.js",
+    "chart.js",
+    "scatter.js",
+    "overview.js",
+    "time.js",
+    "detail.js",
+    "filters.js",
+    "groups.js",
+    "main.js",
+)
 STYLES = ("style.css", "groups.css")
 MAX_CONFIG_CHARACTERS = 200_000
 
@@ -72,14 +82,15 @@ def page_data(run: RunFiles) -> dict[str, Any]:
 
 
 def phase_starts(run: RunFiles) -> list[dict[str, Any]]:
-    """Where a later phase of the curriculum begins: its first step and its tasks."""
+    """Where a later phase of the curriculum begins, and the tasks that are new in it."""
     phases = run.setting("data", "curriculum")
     starts = []
     for before, phase in pairwise(phases if isinstance(phases, list) else []):
         match before, phase:
             case {"until": int() as step}, {"mix": dict() as mix}:
-                tasks = [str(task) for task, weight in mix.items() if weight]
-                starts.append({"step": step + 1, "tasks": tasks})
+                known = before.get("mix")
+                joined = [str(task) for task in mix if not (isinstance(known, dict) and known.get(task))]
+                starts.append({"step": step + 1, "label": " + ".join(joined) + " joins" if joined else "new mixture"})
     return starts
 
 

@@ -25,7 +25,7 @@ function scatter(groups, open) {
   whenSized(figure, (width) => {
     const [low, high] = extent(kept.map((dot) => dot.reward), true);
     const [shortest, longest] = extent(kept.map((dot) => dot.length), true);
-    const { x, y } = axes(plot, width, [shortest, longest], [low, high], number, 'tokens');
+    const { x, y } = axes(plot, width, [shortest, longest], [low, high], tickText, 'tokens');
     plot.append(...kept.map((dot, i) => {
       // Scores are often whole numbers: a small shift that is the same at every drawing keeps dots apart.
       const shift = ((i * 7919) % 13) / 13 - 0.5;

@@ -17,7 +17,7 @@ function timeSection({ time, training }) {
     'Player, referee and verifier work at the same time, so their lanes overlap and their sum may exceed the step. ' +
     'Lengths are measured. Starts are not: the player is drawn from the start of the rollout, referee and verifier up to its end. ' +
     'Verdicts that are trained on (preference) are the player\u2019s time.',
-    timeline(time), el('div', { class: 'grid' }, medians(time), chart({ title: 'Seconds by phase', series: curves, zero: true })));
+    timeline(time), el('div', { class: 'split' }, medians(time), chart({ title: 'Seconds by phase', series: curves, zero: true })));
 }
 
 function medians(time) {

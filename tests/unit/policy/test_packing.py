@@ -14,7 +14,10 @@ CPU = torch.device("cpu")
 
 def test_two_sequences_by_hand() -> None:
     batch = pack(
-        [TokenSequence([5, 6, 7, 8], 2, {"w": [0.5, 1.0]}), TokenSequence([1, 2, 3], 1, {"w": [2.0, 3.0]})], 4, CPU
+        [TokenSequence([5, 6, 7, 8], 2, {"w": [0.5, 1.0]}), TokenSequence([1, 2, 3], 1, {"w": [2.0, 3.0]})],
+        4,
+        CPU,
+        ["w"],
     )
     assert batch.tokens_1T.tolist() == [[5, 6, 7, 1, 2, 0, 0, 0]]
     assert batch.positions_1T.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]
@@ -26,9 +29,9 @@ def test_two_sequences_by_hand() -> None:
 
 
 def test_no_sequences_make_padding_only() -> None:
-    batch = pack([], 4, CPU)
+    batch = pack([], 4, CPU, ["w"])
     assert batch.tokens_1T.tolist() == [[0, 0, 0, 0]]
-    assert batch.targets_R.numel() == batch.predicting_R.numel() == 0
+    assert batch.targets_R.numel() == batch.predicting_R.numel() == batch.values["w"].numel() == 0
 
 
 sequences = st.lists(

@@ -12,7 +12,7 @@ from megatron_urpo.config.schema import LossConfig, ModelConfig, OptimizerConfig
 from megatron_urpo.policy.packing import PackedBatch, TokenSequence, pack
 from megatron_urpo.policy.parallel import Parallel, close_parallel, init_parallel
 from megatron_urpo.policy.policy import Policy, build_policy
-from megatron_urpo.policy.update import update
+from megatron_urpo.policy.update import GrpoLoss, update
 from megatron_urpo.types import Sample
 from tests.support.models import make_model
 
@@ -162,6 +162,19 @@ def test_mini_batches_see_the_log_probabilities_of_the_rollout_policy(model_fold
     assert values[1]["mismatch/kl"] == pytest.approx(values[0]["mismatch/kl"], rel=1e-5)
     assert values[0]["policy/ratio_mean"] == pytest.approx(1.0, abs=1e-6)
     assert abs(values[1]["policy/ratio_mean"] - 1.0) > 1e-3
+
+
+def test_fewer_samples_than_data_parallel_ranks(model_folder: Path, parallel: Parallel) -> None:
+    """A rank without a sample runs a micro-batch of padding through the same loss."""
+    policy = make_policy(model_folder, parallel, lr=1.0)
+    before = {name: tensor.clone() for name, tensor in policy.export()}
+    names = ["advantages", "rollout_logprobs"]
+    loss = GrpoLoss(LossConfig(), 7)
+    sums = policy.forward_backward([pack([], 4, parallel.device, names)], loss)
+    assert sums["tokens"] == 0
+    assert policy.step() == 0.0
+    for name, tensor in policy.export():
+        assert (tensor - before[name]).abs().max() <= 0.011 * before[name].abs().max()  # weight decay of 1% alone
 
 
 def test_nothing_to_learn_still_advances_the_schedule(model_folder: Path, parallel: Parallel) -> None:
