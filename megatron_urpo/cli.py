@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from megatron_urpo import __version__
-from megatron_urpo.config import ConfigError, SftConfig, load_config, load_section
+from megatron_urpo.config import Config, ConfigError, SftConfig, load_config, load_section, reference
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
@@ -24,6 +24,9 @@ def main() -> None:
     \b
     Every command takes a YAML file and, after it, single values to change:
       megatron-urpo train examples/miniature/config.yaml num_steps=10 optimizer.lr=1e-4
+    `megatron-urpo defaults` lists all of them.
+
+    \b
     Started by torchrun or srun it uses all their ranks:
       torchrun --nproc-per-node 8 --no-python megatron-urpo train CONFIG parallel.tensor=4
     """
@@ -94,6 +97,13 @@ def report(run: Path, output: Path | None) -> None:
         from megatron_urpo.reporting.report import write_report
 
         click.echo(write_report(run, output))
+
+
+@main.command()
+@click.option("--sft", "for_sft", is_flag=True, help="Of `megatron-urpo sft` instead.")
+def defaults(for_sft: bool) -> None:
+    """Print every value that a config of `train` can set, with its default and what it means."""
+    click.echo(reference(SftConfig if for_sft else Config))
 
 
 @contextlib.contextmanager

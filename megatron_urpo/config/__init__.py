@@ -1,7 +1,8 @@
 """All user input: the schema with its defaults, the checks, and how a file becomes a config."""
 
 from megatron_urpo.config.checks import ConfigError, check_config
+from megatron_urpo.config.describe import reference
 from megatron_urpo.config.load import load_config, load_section
 from megatron_urpo.config.schema import Config, SftConfig
 
-__all__ = ["Config", "ConfigError", "SftConfig", "check_config", "load_config", "load_section"]
+__all__ = ["Config", "ConfigError", "SftConfig", "check_config", "load_config", "load_section", "reference"]

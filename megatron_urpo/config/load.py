@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from megatron_urpo.config.checks import ConfigError, check_config
+from megatron_urpo.config.describe import inline_yaml
 from megatron_urpo.config.schema import Config, Section
 
 S = TypeVar("S", bound=Section)
@@ -48,9 +49,7 @@ def resolved_yaml(config: Section, origins: dict[tuple[str, ...], str]) -> str:
                 lines.append(f"{indent}{key}:")
                 write(value, here)
             else:
-                text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True).strip()
-                text = text.removesuffix("\n...").removesuffix("...").strip()
-                lines.append(f"{indent}{key}: {text}  # {origins.get(here, 'default')}")
+                lines.append(f"{indent}{key}: {inline_yaml(value)}  # {origins.get(here, 'default')}")
 
     write(config.model_dump(mode="json"), ())
     return "\n".join(lines) + "\n"

@@ -97,7 +97,7 @@ function tickText(value) {
 function axes(plot, width, steps, [low, high], format, xLabel = 'step') {
   const levels = ticks(low, high, 4);
   const [bottom, top] = [levels[0], levels.at(-1)];
-  const left = 10 + 6.4 * Math.max(...levels.map((level) => format(level).length));
+  const left = 12 + 6.8 * Math.max(...levels.map((level) => format(level).length));
   const box = { left, right: width - 10, top: 8, bottom: CHART_HEIGHT - 34 };
   const [first, last] = [steps[0], steps.at(-1)];
   const x = (value) => (first === last ? (box.left + box.right) / 2

@@ -61,7 +61,7 @@ function plain(text) {
 }
 
 function number(value, digits = 3) {
-  if (value === null || value === undefined) return '\u2013';
+  if (typeof value !== 'number') return '\u2013';
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-3 || size >= 1e6)) return minus(value.toExponential(1).replace('e+', 'e'));
   if (Number.isInteger(value)) return minus(size >= 10000 ? value.toLocaleString('en') : String(value));

@@ -17,9 +17,9 @@ function filterFields(data, rows, changed) {
   const fields = {
     text: type('Text contains', { type: 'search', placeholder: 'prompt, answer or verdict', autocomplete: 'off' }),
     task: choose('Task', [['', 'all'], ...TASKS.filter((task) => rows.some((row) => row.group.task === task)).map((task) => [task, task])]),
+    flag: choose('Sign', [['', 'with or without'], ['any', 'any sign'], ...flags.map((flag) => [flag, flag])]),
     outcome: choose('Outcome', [['', 'any'], ['t:', 'trained on'], ['a:', 'dropped, any cause'],
       ...causes.map((cause) => ['d:' + cause, 'dropped: ' + words(cause)]), ...outcomes.map((outcome) => ['o:' + outcome, 'contains: ' + words(outcome)])]),
-    flag: choose('Sign', [['', 'with or without'], ['any', 'any sign'], ...flags.map((flag) => [flag, flag])]),
     fromStep: type('From step', { type: 'number', min: first, max: last, placeholder: first, inputmode: 'numeric' }),
     toStep: type('To step', { type: 'number', min: first, max: last, placeholder: last, inputmode: 'numeric' }),
     low: type('Reward from', { type: 'number', step: 'any', placeholder: 'lowest' }),

@@ -27,7 +27,7 @@ function header(data) {
       (run.last_line_at ? ', newest metrics ' + run.last_line_at : '') +
       (done ? '.' : '. The run is still going or was stopped: make the page again to see more.')),
     el('dl', { class: 'facts' }, facts.map(([name, value, hint]) =>
-      el('div', {}, el('dt', {}, name), el('dd', {}, value, hint ? el('small', {}, ' ' + hint) : null)))),
+      el('div', {}, el('dt', {}, name), el('dd', {}, el('span', {}, value), hint ? el('small', {}, ' ' + hint) : null)))),
     data.notices.length ? el('div', { class: 'notice', role: 'note' }, el('strong', {}, 'Left out. '),
       el('ul', {}, data.notices.map((notice) => el('li', {}, shown(notice))))) : null,
   ];
@@ -35,7 +35,7 @@ function header(data) {
 
 function lookFirst(data, browser) {
   const items = data.findings.map((finding) => el('li', { class: 'finding ' + finding.level },
-    el('b', { class: 'level' }, finding.level === 'bad' ? 'Wrong' : 'Watch'),
+    el('b', { class: 'level' }, finding.level === 'bad' ? 'Alarm' : 'Watch'),
     el('span', {}, el('strong', {}, shown(finding.text)), ' ', shown(finding.why))));
   const none = data.training.steps.length ? 'By the rules of thumb of this page nothing in the curves stands out.'
     : 'No training step has been recorded yet, so there is nothing to judge.';
@@ -62,12 +62,12 @@ function signs(data, browser) {
   return el('div', { class: 'card' },
     el('h3', {}, 'Suspicious signs in the sampled completions'),
     el('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Suspicious signs' }, el('table', {},
-      el('thead', {}, el('tr', {}, ['Sign', 'Task', 'Share', 'Mean reward', 'Others'].map((name, i) =>
-        el('th', { scope: 'col', class: i > 1 ? 'num' : null }, name)))),
+      el('thead', {}, el('tr', {}, ['Sign', 'Share', 'Mean reward', 'Others'].map((name, i) =>
+        el('th', { scope: 'col', class: i ? 'num' : null }, name)))),
       el('tbody', {}, rows.map((row) => el('tr', {},
         el('td', {}, el('button', { type: 'button', class: 'link', title: data.flags[row.flag].meaning,
-          onclick: () => browser.filter({ flag: row.flag, task: row.task }) }, row.flag)),
-        el('td', {}, taskChip(row.task)), el('td', { class: 'num' }, percent(row.share)),
+          onclick: () => browser.filter({ flag: row.flag, task: row.task }) }, row.flag), ' ', taskChip(row.task)),
+        el('td', { class: 'num' }, percent(row.share)),
         el('td', { class: pays(row) ? 'num pays' : 'num' }, number(row.rewards[0], 2), pays(row) ? ' \u25b2' : ''),
         el('td', { class: 'num' }, number(row.rewards[1], 2))))))),
     el('p', { class: 'chart-note' }, '\u25b2 the sign pays: completions with it earn more than the others. Choose a sign to read its groups.'));
@@ -104,20 +104,23 @@ function learning(data) {
   const title = 'Learning curves';
   if (!steps.length) return section('curves', title, 'No training step yet.');
   const marks = data.run.phase_starts.map((phase) => ({ x: phase.step, label: words(phase.label) }));
-  const byTask = (area, name, note) => chart({ title: name, note, marks: area === 'reward/mean' ? marks : [], series: TASKS.map((task) => ({
+  const scale = { reasoning: '0 or 1', preference: 'Kendall\u2019s tau, \u22121 to 1', instruction: 'self-score' };
+  // Each task has its own scale, so each has its own chart.
+  const reward = (task) => chart({ title: `Reward: ${task}, ${scale[task]}`, marks, series: [
+    { label: 'mean', color: TASK_COLORS[task], xs: steps, ys: series[`reward/mean/${task}`] || [] },
+    { label: 'spread within a group', color: 'var(--neutral)', dash: '7 3', xs: steps, ys: series[`reward/std/${task}`] || [] }] });
+  const byTask = (area, name, note) => chart({ title: name, note, series: TASKS.map((task) => ({
     label: task, color: TASK_COLORS[task], dash: TASK_DASHES[task], xs: steps, ys: series[`${area}/${task}`] || [] })) });
   const one = (metric, name, note) => chart({ title: name, note, series: [{ label: words(metric.split('/').at(-1)), color: 'var(--c1)', xs: steps, ys: series[metric] || [] }] });
   return section('curves', title, (perPoint > 1 ? `A point is the mean of ${perPoint} steps. ` : '') +
-    (steps.length >= SMOOTH_FROM ? 'Thin: single steps; bold: running mean. ' : '') + 'Point at a curve, or focus it and use the arrow keys, to read a step.',
+    (steps.length >= SMOOTH_FROM ? 'Thin: single steps; bold: running mean. ' : '') + 'Point at a curve, or focus it and use the arrow keys, to read a step. A group without reward spread has no advantage and teaches nothing.',
   el('div', { class: 'grid' },
-    byTask('reward/mean', 'Mean reward by task', 'Scales differ: reasoning 0 to 1, preference \u22121 to 1, instruction the referee\u2019s own scale.'),
-    byTask('reward/std', 'Reward spread within groups', 'Zero spread means no advantage, so nothing to learn.'),
+    TASKS.map(reward),
     byTask('completions/length_mean', 'Mean completion length, tokens'),
     byTask('completions/truncated_fraction', 'Share cut off by the length limit'),
     one('policy/entropy', 'Policy entropy'), one('policy/clip_fraction', 'Clip fraction'),
     one('policy/grad_norm', 'Gradient norm, before clipping'), one('mismatch/kl', 'Mismatch of engine and trainer (KL)'),
-    one('policy/kl_old', 'Drift from the policy that wrote the batch (KL)'), one('policy/loss', 'Loss'),
-    one('policy/lr', 'Learning rate'), one('tokens/train', 'Tokens trained on')));
+    one('policy/kl_old', 'Drift from the policy that wrote the batch (KL)'), one('policy/loss', 'Loss'), one('policy/lr', 'Learning rate')));
 }
 
 function heldOut(data) {

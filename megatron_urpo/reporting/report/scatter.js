@@ -11,6 +11,11 @@ function scatter(groups, open) {
   const marked = dots.filter((dot) => dot.flags.length);
   const others = dots.filter((dot) => !dot.flags.length);
   const kept = [...evenly(others, MAX_DOTS - Math.min(marked.length, MAX_DOTS / 2)), ...evenly(marked, MAX_DOTS / 2)];
+  // One answer of great length must not push all others to the left edge.
+  const lengths = dots.map((dot) => dot.length).sort((a, b) => a - b);
+  const common = lengths[Math.floor((lengths.length - 1) * 0.98)];
+  const longest = lengths.at(-1) > 3 * common ? Math.max(1, Math.ceil(common * 1.3)) : lengths.at(-1);
+  const beyond = lengths.filter((length) => length > longest).length;
   const plot = svg('svg', { class: 'plot', role: 'img', height: CHART_HEIGHT,
     'aria-label': `Self-score against length of ${dots.length} answers, ${marked.length} of them with suspicious signs. The group list holds the same answers.` });
   const place = el('span', { class: 'place' });
@@ -21,16 +26,15 @@ function scatter(groups, open) {
       el('li', {}, el('i', { class: 'swatch dot', style: { '--color': 'var(--bad)' } }), 'with signs', el('b', {}, number(marked.length)))),
     plot,
     el('p', { class: 'chart-note' }, (kept.length < dots.length ? `${number(kept.length)} of ${number(dots.length)} answers. ` : '') +
-      'A click on a dot opens its group.'));
+      (beyond ? `${count(beyond, 'longer answer')} at the right edge. ` : '') + 'A click on a dot opens its group.'));
   whenSized(figure, (width) => {
     const [low, high] = extent(kept.map((dot) => dot.reward), true);
-    const [shortest, longest] = extent(kept.map((dot) => dot.length), true);
-    const { x, y } = axes(plot, width, [shortest, longest], [low, high], tickText, 'tokens');
+    const { x, y } = axes(plot, width, [0, Math.max(1, longest)], [low, high], tickText, 'tokens');
     plot.append(...kept.map((dot, i) => {
       // Scores are often whole numbers: a small shift that is the same at every drawing keeps dots apart.
       const shift = ((i * 7919) % 13) / 13 - 0.5;
       return svg('circle', {
-        class: dot.flags.length ? 'spot marked' : 'spot', cx: x(dot.length) + shift * 5, cy: y(dot.reward) - shift * 5,
+        class: dot.flags.length ? 'spot marked' : 'spot', cx: x(Math.min(dot.length, longest)) + shift * 6, cy: y(dot.reward) + (((i * 104729) % 17) / 17 - 0.5) * 6,
         r: dot.flags.length ? 3.5 : 3, onclick: () => open(dot.group),
         onpointerenter: () => { place.textContent = `step ${dot.group.step}: ${number(dot.reward)}, ${dot.length} tokens${dot.flags.length ? ', ' + dot.flags.join(', ') : ''}`; },
         onpointerleave: () => { place.textContent = ''; },

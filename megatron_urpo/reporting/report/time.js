@@ -36,7 +36,7 @@ function timeline(time) {
   const { steps } = time;
   const last = el('input', { type: 'range', min: 1, max: steps.length, value: steps.length, 'aria-label': 'Last step shown' });
   const span = el('select', { 'aria-label': 'Steps shown' },
-    [4, 8, 16, 32].map((size) => el('option', { value: size, selected: size === 8 }, size + ' steps')));
+    [4, 8, 16, 32].map((size) => el('option', { value: size, selected: size === (innerWidth < 600 ? 4 : 8) }, size + ' steps')));
   const figure = el('figure', { class: 'chart' },
     el('figcaption', {}, el('span', { class: 'chart-title' }, 'Timeline'), place), plot,
     el('div', { class: 'timeline-controls' }, el('label', {}, 'Show ', span), last));

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_urpo.config import ConfigError, SftConfig, load_config, load_section
+from megatron_urpo.config import Config, ConfigError, SftConfig, load_config, load_section, reference
 
 MINIMAL = "run_dir: runs/x\nmodel: {path: m}\ndata: {train: [a.jsonl]}\n"
 
@@ -41,6 +41,7 @@ def test_resolved_text_loads_again_and_says_where_values_came_from(file: Path, t
     assert lines["lr: 0.0001"] == "from the command line"
     assert lines["path: m"] == "from config.yaml"
     assert lines["clip_high: 0.28"] == "default"
+    assert all(line.lstrip()[0].isalpha() for line in text.splitlines())  # one line for each value
     assert yaml.safe_load(text)["referee"]["template"]["prompt"] == config.referee.template.prompt
 
 
@@ -121,3 +122,18 @@ def test_shipped_configs_load() -> None:
         else:
             load_config(path)
     assert found >= 2
+
+
+@pytest.mark.parametrize("schema", [Config, SftConfig])
+def test_reference_names_every_value_and_loads(schema: type[Config] | type[SftConfig], file: Path) -> None:
+    tree = yaml.safe_load(reference(schema))
+    given = yaml.safe_load(MINIMAL) | {"output": "o", "num_steps": 3}
+    for section, values in given.items():
+        if section in tree:
+            tree[section] = tree[section] | values if isinstance(values, dict) else values
+    if schema is SftConfig:
+        tree["data"]["train"] = "a.jsonl"
+    loaded = schema.model_validate(tree)
+    assert set(tree) == set(schema.model_fields)
+    assert loaded.optimizer == schema.model_fields["optimizer"].default
+    assert loaded.parallel == schema.model_fields["parallel"].default

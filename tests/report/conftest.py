@@ -1,0 +1,15 @@
+"""One browser for all tests of this folder; where there is none they are skipped by name."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.report.browser import Page, open_browser, programs
+
+
+@pytest.fixture(scope="session")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    if programs() is None:
+        pytest.skip("needs chromium and chromedriver on the PATH; on Debian: apt-get install chromium chromium-driver")
+    with open_browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
