@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from megatron_urpo.config import Config, ConfigError
+from megatron_urpo.health import Health
 from megatron_urpo.policy.checkpoint import load_policy, save_policy
 from megatron_urpo.policy.policy import Policy
 
@@ -22,7 +25,7 @@ class RunState:
     """What a run needs beside the policy to go on as if it had never stopped."""
 
     step: int
-    empty_steps: int
+    health: Health
     stream: dict[str, Any]
     shape: dict[str, Any]
     format: int = FORMAT
@@ -38,7 +41,8 @@ def read_state(folder: Path) -> RunState:
     """Raises ConfigError where `state.json` is missing, damaged or of another format."""
     path = folder / "state.json"
     try:
-        values = json.loads(path.read_text())
+        text = path.read_text()
+        values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError(f"it holds {type(values).__name__}, not an object")
         if values.get("format") != FORMAT:
@@ -46,11 +50,7 @@ def read_state(folder: Path) -> RunState:
                 f"run_dir: {path} has format {values.get('format')!r}, this version reads {FORMAT}; go on with the"
                 " version that wrote it"
             )
-        state = RunState(**values)
-        numbers_ok = isinstance(state.step, int) and isinstance(state.empty_steps, int)
-        if not (numbers_ok and isinstance(state.stream, dict) and isinstance(state.shape, dict)):
-            raise ValueError("step, empty_steps, stream or shape is of the wrong type")
-        return state
+        return TypeAdapter(RunState).validate_json(text, strict=True)
     except (OSError, ValueError, TypeError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -79,8 +79,8 @@ def load_checkpoint(run_dir: Path, policy: Policy) -> RunState | None:
     return read_state(folder)
 
 
-def run_state(policy: Policy, step: int, empty_steps: int, stream: dict[str, Any]) -> RunState:
-    return RunState(step, empty_steps, stream, dataclasses.asdict(policy.part.shape))
+def run_state(policy: Policy, step: int, health: Health, stream: dict[str, Any]) -> RunState:
+    return RunState(step, health, stream, dataclasses.asdict(policy.part.shape))
 
 
 def _make_empty(folder: Path) -> None:

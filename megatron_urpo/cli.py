@@ -44,12 +44,12 @@ def train(config: Path, overrides: tuple[str, ...]) -> None:
     """
     with _user_errors():
         loaded, resolved = load_config(config, overrides)
-        from megatron_urpo.train import NoSignalError
+        from megatron_urpo.health import TrainingStopped
         from megatron_urpo.train import train as run
 
         try:
             code = run(loaded, resolved)
-        except NoSignalError as error:
+        except TrainingStopped as error:
             _tell(f"Error: {error}")
             sys.exit(1)
     sys.exit(code)

@@ -84,6 +84,8 @@ class Rank0:
             metrics |= self.evaluate()
         if config.logging.transcripts:
             write_transcript(self.folder.transcript_file(step), rollout.groups, batch.causes, batch.advantages)
+        if metrics.get("policy/not_finite"):
+            self.folder.dump(step, batch.samples)
         self.folder.append_metrics(step, metrics)
         self.wandb.log(step, metrics)
         self.progress.step(step, metrics)

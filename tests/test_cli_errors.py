@@ -210,7 +210,7 @@ def rows_in_another_order(world: Path) -> None:
         (lambda w: state_file(w).write_text("{"), [], ["run_dir", "state.json cannot be read", "remove"]),
         (lambda w: state_file(w).write_text("[]"), [], ["run_dir", "state.json cannot be read", "list"]),
         (lambda w: state_file(w).unlink(), [], ["run_dir", "state.json cannot be read"]),
-        (lambda w: edit_json(state_file(w), step="1"), [], ["run_dir", "state.json cannot be read", "wrong type"]),
+        (lambda w: edit_json(state_file(w), step="1"), [], ["run_dir", "state.json cannot be read", "valid integer"]),
         (lambda w: edit_json(state_file(w), stream={}), [], ["run_dir", "position", "damaged"]),
         (lambda w: edit_json(state_file(w), format=99), [], ["run_dir", "format 99"]),
         (rows_in_another_order, [], ["data.train", "the store's prompts", "restore them or start a new run folder"]),

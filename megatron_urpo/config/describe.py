@@ -5,7 +5,6 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 
 def reference(schema: type[BaseModel], defaults: BaseModel | None = None, depth: int = 0) -> str:
@@ -17,12 +16,13 @@ def reference(schema: type[BaseModel], defaults: BaseModel | None = None, depth:
     for name, field in schema.model_fields.items():
         indent, meaning = "  " * depth, field.description or ""
         section = field.annotation
-        default = getattr(defaults, name) if defaults is not None else field.default
+        required = defaults is None and field.is_required()
+        default = field.default if defaults is None else getattr(defaults, name)
         if isinstance(section, type) and issubclass(section, BaseModel):
             inner = default if isinstance(default, BaseModel) else None
             lines += [f"{indent}{name}:", reference(section, inner, depth + 1)]
             continue
-        if default is PydanticUndefined:
+        if required:
             value, meaning = "", f"required; {meaning}".removesuffix("; ")
         else:
             value = f" {inline_yaml(default)}"

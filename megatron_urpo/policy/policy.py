@@ -5,6 +5,7 @@ log-probabilities to a loss. Losses return sums that are already divided by the 
 over micro-batches and data-parallel ranks and do not depend on the layout.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -63,10 +64,16 @@ class Policy:
         return self._run(batches, self._logprob_step, forward_only=True)
 
     def step(self) -> float:
-        """One optimizer update from the accumulated gradients. Returns their global norm before clipping."""
-        _, grad_norm, _ = self.optimizer.step()
+        """One optimizer update from the accumulated gradients. Returns their global norm before clipping.
+
+        Where that norm is not finite nothing is updated: AdamW would carry the damage into every later step.
+        """
+        self.optimizer.prepare_grads()
+        grad_norm = float(self.optimizer.get_grad_norm())
+        if math.isfinite(grad_norm):
+            self.optimizer.step()
         self.scheduler.step(increment=1)
-        return float(grad_norm) if grad_norm is not None else 0.0
+        return grad_norm
 
     def skip_updates(self, count: int) -> None:
         """Advances the learning-rate schedule by `count` updates that do not happen."""

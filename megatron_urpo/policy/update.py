@@ -1,5 +1,6 @@
 """One training step of the policy: several epochs of clipped policy gradients over a collected batch."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ def update(policy: Policy, samples: Sequence[Sample], loss: LossConfig) -> dict[
     """Trains on `samples` (the same on every rank) and returns the step's metrics (the same on every rank).
 
     The learning rate depends on the number of updates asked for, not on how many had a signal: mini-batches that are
-    missing because groups were dropped still advance the schedule.
+    missing because groups were dropped still advance the schedule. A gradient that is not finite ends the step without
+    an update of its own: `policy/not_finite` is 1.
     """
     start = time.perf_counter()
     minibatches = [
@@ -46,12 +48,13 @@ def update(policy: Policy, samples: Sequence[Sample], loss: LossConfig) -> dict[
     recomputed = time.perf_counter()
     sums: dict[str, float] = {}
     grad_norms: list[float] = []
-    for _ in range(loss.epochs):
-        for minibatch in minibatches:
-            part = policy.forward_backward(minibatch.batches, GrpoLoss(loss, minibatch.denominator))
-            grad_norms.append(policy.step())
-            for name, value in part.items():
-                sums[name] = sums.get(name, 0.0) + value
+    for minibatch in minibatches * loss.epochs:
+        part = policy.forward_backward(minibatch.batches, GrpoLoss(loss, minibatch.denominator))
+        grad_norms.append(policy.step())
+        for name, value in part.items():
+            sums[name] = sums.get(name, 0.0) + value
+        if not math.isfinite(grad_norms[-1]):
+            break
     policy.skip_updates(loss.epochs * loss.minibatches - len(grad_norms))
     if not minibatches:
         return {"policy/lr": policy.learning_rate, "tokens/train": 0.0, "time/logprobs": 0.0, "time/update": 0.0}
@@ -60,6 +63,7 @@ def update(policy: Policy, samples: Sequence[Sample], loss: LossConfig) -> dict[
         **_mismatch(policy.parallel, [batch for minibatch in minibatches for batch in minibatch.batches]),
         **_token_metrics(policy.parallel, minibatches),
         "policy/grad_norm": sum(grad_norms) / len(grad_norms),
+        "policy/not_finite": float(not math.isfinite(grad_norms[-1])),
         "policy/lr": policy.learning_rate,
         "time/logprobs": recomputed - start,
         "time/update": time.perf_counter() - recomputed,

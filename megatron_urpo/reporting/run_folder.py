@@ -5,6 +5,7 @@ environment.json     commit, versions, hardware
 metrics.jsonl        one object a step; step 0 is the model before training
 transcripts/         step_000012.jsonl, one object a group
 checkpoints/
+dumps/               samples of steps whose loss or gradient was not finite, if any
 """
 
 import json
@@ -13,11 +14,13 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from megatron_urpo.reporting.jsonl import append_row, keep_rows, read_rows, replace_bytes
+from megatron_urpo.reporting.jsonl import append_row, keep_rows, read_rows, replace_bytes, write_rows
+from megatron_urpo.types import Sample
 
 PACKAGES = (
     "megatron-urpo", "torch", "megatron-core", "transformer-engine", "transformers", "tokenizers", "safetensors",
@@ -54,6 +57,12 @@ class RunFolder:
 
     def transcript_file(self, step: int) -> Path:
         return self.transcripts / f"step_{step:06d}.jsonl"
+
+    def dump(self, step: int, samples: Sequence[Sample]) -> None:
+        """Keeps the samples of a step that went wrong: dumps/step_000012.jsonl, one object a sample."""
+        folder = self.path / "dumps"
+        folder.mkdir(exist_ok=True)
+        write_rows(folder / f"step_{step:06d}.jsonl", [asdict(sample) for sample in samples])
 
     def truncate_after(self, step: int) -> None:
         """Forgets what a run that is resumed at `step` will write again.

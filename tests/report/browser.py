@@ -10,8 +10,8 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--force-device-scale-factor=1",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--force-device-scale-factor=1",
 )  # fmt: skip
 
 
@@ -47,6 +47,26 @@ class Page:
 
     def run(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(script, *arguments)
+
+    def count(self, selector: str) -> int:
+        return int(self.run("return document.querySelectorAll(arguments[0]).length", selector))
+
+    def text(self, selector: str) -> str:
+        """What a person sees of the first such element."""
+        return str(self.run("return document.querySelector(arguments[0]).innerText", selector))
+
+    def set_filter(self, name: str, value: str) -> None:
+        """Types into a field above the list of groups."""
+        self.run(
+            "const field = document.querySelector(`.filters [name=${arguments[0]}]`); field.value = arguments[1];"
+            "field.dispatchEvent(new Event('input', {bubbles: true}))",
+            name,
+            value,
+        )
+        self.settle()
+
+    def num_groups_found(self) -> int:
+        return int(self.text(".counted").split()[0])
 
     def console(self) -> list[str]:
         """Messages of warnings and errors since the last call."""

@@ -26,7 +26,7 @@ HOSTILE = (
     "{{data}} {{script}} javascript:window.harmed=4 &lt;b&gt;",
     "left \u202eright\u2066 over\u200b \x1b[31mred\x07 \x00 \r\ud800 end",
 )
-FRUITS = "apple pear plum cherry fig peach lemon mango quince grape".split()
+FRUITS = ["apple", "pear", "plum", "cherry", "fig", "peach", "lemon", "mango", "quince", "grape"]
 
 
 def write_run(path: Path, num_steps: int = 12, planned: int | None = None, phase: int = 4, groups: int = 12) -> Path:
@@ -155,12 +155,14 @@ def metrics(rng: random.Random, skill: float, instruction: bool, groups: int) ->
         "referee/verdict/no_scores": float(rng.randint(0, 4)), "referee/verdict/truncated": 0.0,
         "referee/verdict_ok_fraction": 0.7 + 0.28 * skill, "referee/position_bias": noisy(0.2 - 0.15 * skill),
         "referee/length_correlation": noisy(0.05 + 0.5 * skill), "referee/reasks": 1.0,
-        "groups/dropped/no_signal": float(rng.randint(0, 2)), "groups/dropped/verdict_wrong_count": float(rng.randint(0, 2)),
+        "groups/dropped/no_signal": float(rng.randint(0, 2)),
+        "groups/dropped/verdict_wrong_count": float(rng.randint(0, 2)),
         "groups/dropped/prompt_too_long": 0.0, "groups/total": float(groups),
         "policy/entropy": 1.2 - 0.7 * skill, "policy/clip_fraction": abs(noisy(0.02, 0.01)),
         "policy/grad_norm": abs(noisy(0.7, 0.2)), "policy/loss": noisy(0.0, 0.02), "policy/lr": 2e-4,
         "mismatch/kl": abs(noisy(0, 1e-13)), "tokens/train": 3000.0,
-        "time/rollout": abs(noisy(0.4)), "time/judge": abs(noisy(0.3)) * instruction, "time/verify": abs(noisy(0.1, 0.02)),
+        "time/rollout": abs(noisy(0.4)), "time/judge": abs(noisy(0.3)) * instruction,
+        "time/verify": abs(noisy(0.1, 0.02)),
         "time/logprobs": 0.05, "time/update": abs(noisy(0.5)), "time/weight_sync": 0.02, "time/step": 1.5,
     }  # fmt: skip
     if instruction:

@@ -81,8 +81,8 @@ def test_signs_of_a_text(task: str, text: str, flags: list[str]) -> None:
 
 
 def test_repeated_share_by_hand() -> None:
-    assert repeated_share("a b a b".split(), 1) == 0.5
-    assert repeated_share("a b a b".split(), 2) == pytest.approx(1 / 3)
+    assert repeated_share(["a", "b", "a", "b"], 1) == 0.5
+    assert repeated_share(["a", "b", "a", "b"], 2) == pytest.approx(1 / 3)
     assert repeated_share([], 3) == 0.0
 
 
@@ -171,9 +171,9 @@ def test_findings_see_hacking_drops_and_bias() -> None:
 
 
 def test_a_healthy_run_has_no_findings() -> None:
-    lines: list[curves.Line] = [
-        {"step": step, "groups/total": 9.0, "groups/dropped/no_signal": 1.0, "referee/verdict_ok_fraction": 0.99,
-         "policy/entropy": 1.0, **{key: value for key, value in runs.held_out(step / 9).items() if "instruction" not in key}}
-        for step in range(10)
-    ]  # fmt: skip
+    steady = {"groups/total": 9.0, "groups/dropped/no_signal": 1.0, "policy/entropy": 1.0}
+    lines: list[curves.Line] = []
+    for step in range(10):
+        rising = {name: value for name, value in runs.held_out(step / 9).items() if "instruction" not in name}
+        lines.append({"step": step, **steady, **rising})
     assert findings(lines) == []

@@ -12,33 +12,6 @@ from tests.report.browser import Page
 WIDE, PHONE = 1400, 390
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(runs.write_run(tmp_path_factory.mktemp("report") / "run"))
-
-
-def count(page: Page, selector: str) -> int:
-    return int(page.run("return document.querySelectorAll(arguments[0]).length", selector))
-
-
-def text_of(page: Page, selector: str) -> str:
-    return str(page.run("return document.querySelector(arguments[0]).innerText", selector))
-
-
-def set_field(page: Page, name: str, value: str) -> None:
-    page.run(
-        "const field = document.querySelector(`.filters [name=${arguments[0]}]`); field.value = arguments[1];"
-        "field.dispatchEvent(new Event('input', {bubbles: true}))",
-        name,
-        value,
-    )
-    page.settle()
-
-
-def num_found(page: Page) -> int:
-    return int(text_of(page, ".counted").split()[0])
-
-
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [PHONE, WIDE])
 def test_draws_at_every_width_in_both_colours(page: Page, report: Path, tmp_path: Path, width: int, dark: bool) -> None:
@@ -46,13 +19,42 @@ def test_draws_at_every_width_in_both_colours(page: Page, report: Path, tmp_path
     page.open(report)
     assert page.console() == []
     assert page.run("return document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
-    assert count(page, "svg.plot") > 15
-    assert count(page, "svg.plot path.curve") > 15
+    assert page.count("svg.plot") > 15
+    assert page.count("svg.plot path.curve") > 15
     assert page.run("return [...document.querySelectorAll('svg.plot')].every(plot => plot.childElementCount > 0)")
     background = page.run("return getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(18, 20, 23)") == dark
     page.screenshot(tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_text_stands_out_from_its_background(page: Page, report: Path, dark: bool) -> None:
+    page.show(WIDE, dark)
+    page.open(report)
+    page.run("document.querySelector('.row').click()")
+    faint = page.run("""
+        const light = ([r, g, b]) => [r, g, b].map((part) => part / 255)
+          .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
+          .reduce((sum, part, i) => sum + part * [0.2126, 0.7152, 0.0722][i], 0);
+        const parts = (color) => color.match(/[0-9.]+/g).map(Number);
+        const back = (node) => {
+          for (let at = node; at; at = at.parentElement) {
+            const color = parts(getComputedStyle(at).backgroundColor);
+            if (color.length === 3) return color;
+          }
+          return [255, 255, 255];
+        };
+        const found = new Set();
+        for (const node of document.querySelectorAll('header *, nav *, main *')) {
+          const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+          if (!own || node.closest('svg, option')) continue;
+          const [a, b] = [light(parts(getComputedStyle(node).color)), light(back(node))];
+          const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+          if (contrast < 4.5) found.add(`${node.className || node.tagName} ${contrast.toFixed(2)}`);
+        }
+        return [...found];""")
+    assert faint == []
 
 
 def test_labels_of_a_chart_do_not_overlap(page: Page, report: Path) -> None:
@@ -61,7 +63,8 @@ def test_labels_of_a_chart_do_not_overlap(page: Page, report: Path) -> None:
     overlapping = page.run("""
         const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom - 1 && b.top < a.bottom - 1;
         return [...document.querySelectorAll('svg.plot')].flatMap((plot) => {
-          const boxes = [...plot.querySelectorAll('text')].map((node) => [node.textContent, node.getBoundingClientRect()]);
+          const labels = [...plot.querySelectorAll('text')];
+          const boxes = labels.map((node) => [node.textContent, node.getBoundingClientRect()]);
           const outer = plot.getBoundingClientRect();
           return boxes.flatMap(([text, box], i) => [
             ...(box.left < outer.left - 1 || box.right > outer.right + 1 ? [text + ' leaves its chart'] : []),
@@ -76,139 +79,12 @@ def test_curves_are_read_by_pointer_and_keys(page: Page, report: Path) -> None:
     page.run("document.querySelector('#curves svg').focus()")
     press = "arguments[0].dispatchEvent(new KeyboardEvent('keydown', {key: arguments[1], bubbles: true}))"
     page.run(f"(function () {{ {press} }})(document.querySelector('#curves svg'), 'ArrowRight')")
-    assert text_of(page, "#curves .place") == "step 1"
+    assert page.text("#curves .place") == "step 1"
     page.run(f"(function () {{ {press} }})(document.querySelector('#curves svg'), 'ArrowRight')")
-    assert text_of(page, "#curves .place") == "step 2"
+    assert page.text("#curves .place") == "step 2"
     data = json.loads(page.run("return document.getElementById('data').textContent"))
     value = data["training"]["series"]["reward/mean/reasoning"][1]
-    assert text_of(page, "#curves .legend b") == f"{value:.3f}"
-
-
-@pytest.mark.parametrize("width", [PHONE, WIDE])
-def test_a_click_opens_the_transcript_and_another_closes_it(page: Page, report: Path, width: int) -> None:
-    page.show(width)
-    page.open(report)
-    assert count(page, ".detail") == 0
-    set_field(page, "task", "instruction")
-    set_field(page, "sort", "top")
-    page.run("document.querySelector('.row').click()")
-    page.settle()
-    assert count(page, ".detail") == 1
-    assert page.run("return document.querySelector('.detail').closest('.inline') !== null") == (width == PHONE)
-    shown = text_of(page, ".detail")
-    for part in (
-        "Name",
-        "fruits that keep well in winter",
-        "reward 9",
-        "advantage",
-        "Order in the scoring prompt",
-        "\\boxed{",
-    ):
-        assert part in shown
-    assert page.run("return document.documentElement.scrollWidth <= innerWidth")
-    assert page.run("return location.hash").startswith("#group-")
-    page.run("document.querySelector('.detail .close').click()")
-    assert count(page, ".detail") == 0
-    assert page.console() == []
-
-
-def test_permutation_and_scores_belong_together(page: Page, report: Path) -> None:
-    page.show(WIDE)
-    page.open(report)
-    set_field(page, "task", "instruction")
-    set_field(page, "outcome", "t:")
-    page.run("document.querySelector('.row').click()")
-    page.settle()
-    rows = page.run(
-        "return [...document.querySelectorAll('.order tbody tr')].map(row => [...row.children].map(cell => cell.innerText))"
-    )
-    rewards = dict(
-        page.run(
-            "return [...document.querySelectorAll('.detail .completion')].filter(node => node.querySelector('.measure'))"
-            ".map(node => [node.querySelector('.number').innerText, node.querySelector('.measure b').innerText])"
-        )
-    )
-    assert [row[0] for row in rows] == [str(place) for place in range(1, 9)]
-    assert {row[1]: row[2] for row in rows} == rewards
-    verdict = text_of(page, ".detail h4:nth-of-type(2) + .completion pre")
-    assert verdict.split("{")[1].rstrip("}").split(", ") == [row[2] for row in rows]
-
-
-def test_filters_and_sorting(page: Page, report: Path) -> None:
-    data = json.loads(report.read_text().split('id="data">')[1].split("</script>")[0])
-    groups = data["sample"]["groups"]
-    page.show(WIDE)
-    page.open(report)
-    assert num_found(page) == len(groups)
-    set_field(page, "task", "preference")
-    assert num_found(page) == sum(group["task"] == "preference" for group in groups)
-    set_field(page, "fromStep", "3")
-    set_field(page, "toStep", "4")
-    assert num_found(page) == sum(group["task"] == "preference" and group["step"] in (3, 4) for group in groups)
-    page.run("document.querySelector('.clear').click()")
-    page.settle()
-    assert num_found(page) == len(groups)
-    set_field(page, "outcome", "a:")
-    assert num_found(page) == sum(group["dropped"] is not None for group in groups)
-    set_field(page, "outcome", "d:no_signal")
-    assert num_found(page) == sum(group["dropped"] == "no_signal" for group in groups)
-    set_field(page, "outcome", "")
-    set_field(page, "text", "KEEP WELL")
-    assert num_found(page) == sum(group["task"] == "instruction" for group in groups)
-    set_field(page, "low", "8.5")
-    high = [
-        g for g in groups if g["task"] == "instruction" and any((c["reward"] or 0) >= 8.5 for c in g["completions"])
-    ]
-    assert num_found(page) == len(high) > 0
-    set_field(page, "text", "no such words")
-    assert num_found(page) == count(page, ".row") == 0
-    page.run("document.querySelector('.clear').click()")
-    set_field(page, "sort", "spread")
-    first = text_of(page, ".where")
-    widest = max(
-        max(r) - min(r) for g in groups if (r := [c["reward"] for c in g["completions"] if c["reward"] is not None])
-    )
-    step, index = (int(part.replace("step", "")) for part in first.split("\u00b7"))
-    rewards = [c["reward"] for g in groups if (g["step"], g["group"]) == (step, index) for c in g["completions"]]
-    assert max(rewards) - min(rewards) == widest
-    assert page.console() == []
-
-
-def test_suspicious_groups_come_first_and_signs_lead_to_them(page: Page, report: Path) -> None:
-    page.show(WIDE)
-    page.open(report)
-    assert "Self-scores rose" in text_of(page, ".finding.bad")
-    assert count(page, ".row .chip.flag") > 0
-    page.run("[...document.querySelectorAll('.link')].find(node => node.innerText === 'repeats itself').click()")
-    page.settle()
-    assert 0 < num_found(page)
-    assert page.run(
-        "return [...document.querySelectorAll('.row')].every(row => row.innerText.includes('repeats itself'))"
-    )
-    page.run("document.querySelector('.spot.marked').dispatchEvent(new MouseEvent('click', {bubbles: true}))")
-    page.settle()
-    assert "repeats itself" in text_of(page, ".detail")
-
-
-def test_arrow_keys_move_through_the_list(page: Page, report: Path) -> None:
-    page.show(WIDE)
-    page.open(report)
-    from selenium.webdriver.common.keys import Keys
-
-    page.run("document.querySelector('.row').focus()")
-    page.driver.switch_to.active_element.send_keys(Keys.ENTER)
-    first = text_of(page, ".detail h3")
-    page.driver.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
-    assert text_of(page, ".detail h3") != first
-    page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
-    assert count(page, ".detail") == 0
-
-
-def test_a_link_opens_its_group(page: Page, report: Path) -> None:
-    page.show(WIDE)
-    page.open(report, "#group-7-3")
-    page.settle()
-    assert text_of(page, ".detail h3") == "Step 7, group 3"
+    assert page.text("#curves .legend b") == f"{value:.3f}"
 
 
 def test_hostile_text_is_shown_and_does_nothing(page: Page, tmp_path: Path) -> None:
@@ -225,7 +101,7 @@ def test_hostile_text_is_shown_and_does_nothing(page: Page, tmp_path: Path) -> N
     page.settle()
     page.run("for (const node of document.querySelectorAll('details')) node.open = true")
     page.settle()
-    shown = text_of(page, ".detail")
+    shown = page.text(".detail")
     for part in (
         *runs.HOSTILE[:4],
         "U+202E RLO",
@@ -238,7 +114,7 @@ def test_hostile_text_is_shown_and_does_nothing(page: Page, tmp_path: Path) -> N
     ):
         assert part in shown
     assert page.run("return window.harmed === undefined")
-    assert count(page, "#main script, #top script, img, iframe") == 0
+    assert page.count("#main script, #top script, img, iframe") == 0
     assert "\u202e" not in page.run("return document.body.innerText")
     assert page.console() == []
 
@@ -246,8 +122,11 @@ def test_hostile_text_is_shown_and_does_nothing(page: Page, tmp_path: Path) -> N
 def test_the_policy_refuses_other_scripts_and_markup(page: Page, report: Path) -> None:
     page.show(WIDE)
     page.open(report)
-    page.run("const node = document.createElement('script'); try { node.textContent = 'window.harmed = 1' } catch { return }"
-             "document.body.append(node)")  # fmt: skip
+    page.run(
+        "const node = document.createElement('script');"
+        "try { node.textContent = 'window.harmed = 1' } catch { return }"
+        "document.body.append(node)"
+    )
     assert page.run("return window.harmed === undefined")
     assert page.run("try { document.body.innerHTML = '<b>'; return false } catch { return true }")
     page.console()
@@ -280,7 +159,7 @@ def test_unfinished_runs_have_a_right_page(page: Page, tmp_path: Path, kind: str
     page.show(WIDE)
     page.open(write_report(path))
     assert page.console() == []
-    everything = text_of(page, "body")
+    everything = page.text("body")
     expected = {
         "step zero": ["No step yet", "measured once so far", "No transcript has been written yet"],
         "nothing yet": ["No step yet", "No held-out evaluation"],
@@ -291,4 +170,4 @@ def test_unfinished_runs_have_a_right_page(page: Page, tmp_path: Path, kind: str
     }[kind]
     for part in expected:
         assert part in everything
-    assert (count(page, ".row") > 0) == (kind in ("no evaluation", "torn", "transcripts alone"))
+    assert (page.count(".row") > 0) == (kind in ("no evaluation", "torn", "transcripts alone"))

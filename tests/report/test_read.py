@@ -119,7 +119,7 @@ def test_no_run_is_one_clear_line(tmp_path: Path, kind: str) -> None:
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     path = runs.write_run(tmp_path / "run", num_steps=1)
-    with pytest.raises(ReportError, match="cannot be written .*--output"):
+    with pytest.raises(ReportError, match=r"cannot be written .*--output"):
         write_report(path, tmp_path / "no" / "such" / "folder.html")
 
 

@@ -83,12 +83,12 @@ def _biased(early: Sequence[Line], late: Sequence[Line]) -> list[dict[str, str]]
     found = []
     position = mean_of(late, "referee/position_bias")
     if position is not None and abs(position) > 0.15:
-        found.append(_watch(f"Position bias is {position:+.2f} late in the run.",
-                            "The referee prefers responses by their place; 0 is fair, +1 favours the last."))  # fmt: skip
+        why = "The referee prefers responses by their place; 0 is fair, +1 favours the last."
+        found.append(_watch(f"Position bias is {position:+.2f} late in the run.", why))
     before, after = (mean_of(part, "referee/length_correlation") for part in (early, late))
     if before is not None and after is not None and after > 0.3 and after > before + 0.15:
-        found.append(_watch(f"Length correlation rose from {before:+.2f} to {after:+.2f}.",
-                            "The referee gives longer responses more than it did: compare lengths with quality."))  # fmt: skip
+        why = "The referee gives longer responses more than it did: compare lengths with quality."
+        found.append(_watch(f"Length correlation rose from {before:+.2f} to {after:+.2f}.", why))
     return found
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,21 @@ def test_fewer_samples_than_data_parallel_ranks(model_folder: Path, parallel: Pa
     assert policy.step() == 0.0
     for name, tensor in policy.export():
         assert (tensor - before[name]).abs().max() <= 0.011 * before[name].abs().max()  # weight decay of 1% alone
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(model_folder: Path, parallel: Parallel) -> None:
+    policy = make_policy(model_folder, parallel, lr=1e-2)
+    before = {name: tensor.clone() for name, tensor in policy.export()}
+    samples = make_samples()
+    samples[3] = replace(samples[3], advantage=math.nan)
+    metrics = update(policy, samples, LossConfig(epochs=3))
+    assert metrics["policy/not_finite"] == 1.0
+    for name, tensor in policy.export():
+        assert torch.equal(tensor, before[name]), name
+    healthy = update(policy, make_samples(), LossConfig(epochs=3))
+    assert healthy["policy/not_finite"] == 0.0
+    assert math.isfinite(healthy["policy/grad_norm"])
+    assert all(tensor.isfinite().all() for _, tensor in policy.export())
 
 
 def test_nothing_to_learn_still_advances_the_schedule(model_folder: Path, parallel: Parallel) -> None:
