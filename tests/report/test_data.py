@@ -1,5 +1,7 @@
 """What the page is told: curves, sums, signs, findings and the sample of groups."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +10,15 @@ from megatron_urpo.reporting.report import curves
 from megatron_urpo.reporting.report.findings import findings
 from megatron_urpo.reporting.report.flags import FLAGS, completion_flags, group_flags, repeated_share, suspicion
 from megatron_urpo.reporting.report.groups import MAX_HEAD, MAX_TAIL, shortened
-from megatron_urpo.reporting.report.sample import choose_steps, fit, flag_same_answers, size_of, spread
+from megatron_urpo.reporting.report.read import read_run
+from megatron_urpo.reporting.report.sample import (
+    choose_steps,
+    fit,
+    flag_same_answers,
+    sample_groups,
+    size_of,
+    spread,
+)
 from tests.report import runs
 
 
@@ -148,6 +158,19 @@ def test_a_large_step_keeps_suspicious_groups_and_some_of_all_parts() -> None:
     assert sum(map(size_of, kept)) <= room
     assert fit(groups, 10**6) == groups
     assert fit(groups, 1) == [groups[71]]
+
+
+def test_the_page_never_holds_more_than_its_share(tmp_path: Path) -> None:
+    run = read_run(runs.write_run(tmp_path / "run", num_steps=20, groups=24))
+    whole = sample_groups(run)
+    assert len(whole["kept"]) == 20
+    assert len(whole["groups"]) == 20 * 24
+    part = sample_groups(run, max_bytes=200_000)
+    assert len(json.dumps(part["groups"])) < 210_000
+    assert part["steps_with_transcript"] == 20
+    assert [kept["step"] for kept in part["kept"]] == [20, 19, 15, 12, 9, 6, 3, 1]
+    assert all(0 < kept["groups"] < kept["of"] == 24 for kept in part["kept"])
+    assert {group["task"] for group in part["groups"]} == {"reasoning", "preference", "instruction"}
 
 
 def test_findings_see_hacking_drops_and_bias() -> None:

@@ -33,18 +33,23 @@ HIDDEN = re.compile(
 BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
 # Characters of scripts without spaces count as words.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|\w+|[^\w\s]")
+SYMBOL = re.compile(r"[\W_]")
 FEW_WORDS = 20
 STRONG = 0.85
 
 
-def completion_flags(task: str, text: str, finish_reason: str) -> list[str]:
-    """Of one text: an answer of the player, or for `preference` a verdict of the referee."""
+def completion_flags(task: str, text: str, finish_reason: str, excerpt: str | None = None) -> list[str]:
+    """Of one text: an answer of the player, or for `preference` a verdict of the referee.
+
+    `excerpt` is the part of a long text that the page shows; the costly signs are read from it alone.
+    """
+    excerpt = text if excerpt is None else excerpt
     found = {
         "talks to the referee": task == "instruction" and bool(ADDRESSES_REFEREE.search(text)),
         "blank": not HIDDEN.sub("", text).strip(),
         "hidden characters": bool(HIDDEN.search(text)),
-        "repeats itself": _repeats(task, text),
-        "mostly symbols": task == "instruction" and _mostly_symbols(text),
+        "repeats itself": _repeats(task, excerpt),
+        "mostly symbols": task == "instruction" and _mostly_symbols(excerpt),
         "several answers": task == "reasoning" and len({"".join(box.split()) for box in BOXED.findall(text)}) > 1,
         "cut off": finish_reason == "length",
     }
@@ -93,8 +98,8 @@ def _repeats(task: str, text: str) -> bool:
 
 
 def _mostly_symbols(text: str) -> bool:
-    seen = [character for character in text if not character.isspace()]
-    return len(seen) >= 8 and sum(character.isalnum() for character in seen) < len(seen) / 2
+    seen = "".join(text.split())
+    return len(seen) >= 8 and len(SYMBOL.findall(seen)) > len(seen) / 2
 
 
 def _follows_order(judgement: dict[str, Any]) -> float:

@@ -61,14 +61,15 @@ def shortened(text: Any) -> dict[str, Any]:
 
 def _completion(task: str, row: dict[str, Any]) -> dict[str, Any]:
     finish_reason = _word(row["finish_reason"])
+    shown = shortened(row["text"])
     return {
-        **shortened(row["text"]),
+        **shown,
         "tokens": _whole(row["num_tokens"]),
         "finish": finish_reason,
         "outcome": _word(row["outcome"]),
         "reward": None if row["reward"] is None else _finite(row["reward"]),
         "advantage": None if row["advantage"] is None else _finite(row["advantage"]),
-        "flags": completion_flags(task, row["text"], finish_reason),
+        "flags": completion_flags(task, row["text"], finish_reason, shown["text"]),
     }
 
 
