@@ -11,8 +11,10 @@ ensure_chromium() {
         return 0
     fi
     echo "Installing chromium for the tests of the report page"
-    if ! { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-        chromium chromium-driver fonts-dejavu-core; } >/dev/null 2>&1; then
+    # Short time limits: a machine without a network must not wait for minutes before its tests.
+    if ! { apt-get -o Acquire::http::Timeout=20 -o Acquire::Retries=1 update &&
+        DEBIAN_FRONTEND=noninteractive apt-get -o Acquire::http::Timeout=60 install --yes --no-install-recommends \
+            chromium chromium-driver fonts-dejavu-core; } >/dev/null 2>&1; then
         echo "chromium could not be installed; the browser tests will be skipped" >&2
     fi
 }

@@ -20,7 +20,7 @@ function chart({ title, note, series, marks = [], stacked = false, zero = false,
     drawn.map((one, i) => one.label + ' ' + format(values[i].at(-1))).join(', ') + '. Arrow keys read single steps.');
   const outputs = drawn.map((one) => el('b', {}));
   legend.append(...drawn.map((one, i) => el('li', {},
-    el('i', { class: stacked ? 'swatch' : one.dash ? 'swatch line dashed' : 'swatch line', style: { '--color': one.color } }), one.label, outputs[i])));
+    el('i', { class: stacked ? 'swatch' : one.dash ? 'swatch line ' + (one.dash[0] === '2' ? 'dotted' : 'dashed') : 'swatch line', style: { '--color': one.color } }), one.label, outputs[i])));
 
   let scales = null;
   let cursor = null;

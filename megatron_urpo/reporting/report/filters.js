@@ -17,7 +17,7 @@ function filterFields(data, rows, changed) {
   const fields = {
     text: type('Text contains', { type: 'search', placeholder: 'prompt, answer or verdict', autocomplete: 'off' }),
     task: choose('Task', [['', 'all'], ...TASKS.filter((task) => rows.some((row) => row.group.task === task)).map((task) => [task, task])]),
-    flag: choose('Sign', [['', 'with or without'], ['any', 'any sign'], ...flags.map((flag) => [flag, flag])]),
+    flag: choose('Sign', [['', 'any or none'], ['any', 'any sign'], ...flags.map((flag) => [flag, flag])]),
     outcome: choose('Outcome', [['', 'any'], ['t:', 'trained on'], ['a:', 'dropped, any cause'],
       ...causes.map((cause) => ['d:' + cause, 'dropped: ' + words(cause)]), ...outcomes.map((outcome) => ['o:' + outcome, 'contains: ' + words(outcome)])]),
     fromStep: type('From step', { type: 'number', min: first, max: last, placeholder: first, inputmode: 'numeric' }),
@@ -59,7 +59,7 @@ function sampleRule(data) {
   const held = sample.kept.reduce((sum, kept) => sum + kept.groups, 0);
   if (sample.kept.length === all && !partial.length) return `All ${count(held, 'group')} of all ${count(all, 'step')} with a transcript.`;
   return `A sample, so that this page stays small: ${sample.kept.length} of ${count(all, 'step')} with a transcript, the newest and, evenly spaced, older ones. ` +
-    (partial.length ? `In ${count(partial.length, 'step')} of these not every group fits: half the room went to the most suspicious groups, the rest to groups spread through the step ` +
+    (partial.length ? `In ${count(partial.length, 'step')} of these not every group fits: up to half the room went to the most suspicious groups, the rest to groups spread through the step ` +
       `(${number(held)} of ${number(sample.kept.reduce((sum, kept) => sum + kept.of, 0))} groups are here). `
       : 'Every group of these steps is here. ') + 'The folder transcripts/ has all.';
 }

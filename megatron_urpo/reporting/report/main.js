@@ -23,7 +23,7 @@ function about({ run, flags, training }) {
   return section('about', 'About this page', null,
     el('details', {}, el('summary', {}, 'Signs and how suspicion is counted'),
       el('p', {}, 'A sign proves nothing. The suspicion of a group is the highest, over its completions, of the weight of all signs times the place of the reward in its range: a flagged text that earned nothing is not suspicious, one that earned the most is.'),
-      el('dl', { class: 'terms' }, Object.entries(flags).map(([name, { weight, meaning }]) => [el('dt', {}, name, ' ', el('small', {}, number(weight))), el('dd', {}, meaning)]))),
+      el('dl', { class: 'terms' }, Object.entries(flags).map(([name, { weight, meaning }]) => [el('dt', {}, name, ' ', el('small', {}, number(weight, 1))), el('dd', {}, meaning)]))),
     el('details', {}, el('summary', {}, 'Configuration of the run'), run.config ? el('pre', { class: 'text tall', tabindex: 0 }, shown(run.config)) : el('p', {}, 'config.yaml is missing.')),
     el('details', {}, el('summary', {}, 'Where it ran'), el('pre', { class: 'text tall', tabindex: 0 }, shown(JSON.stringify(run.environment, null, 2)))),
     el('p', { class: 'chart-note' }, `Every number comes from metrics.jsonl (${count(training.steps.length, 'point')} a curve) and transcripts/. The page loads nothing and sends nothing. ` +

@@ -4,7 +4,7 @@ The rule, told in the page as well:
 1. Of the steps with a transcript the newest third and, evenly spaced, older ones with the first; MAX_STEPS at most, and
    so many fewer that they fit MAX_BYTES as they stand on disk, but never fewer than MIN_STEPS.
 2. The steps share MAX_BYTES evenly, newest first; what one does not use goes to the next.
-3. A step that does not fit its share keeps its most suspicious groups in one half of it, and in the other half groups
+3. A step that does not fit its share keeps its most suspicious groups in up to half of it, and in the rest groups
    evenly spaced through the step.
 """
 
@@ -66,16 +66,24 @@ def fit(groups: Sequence[dict[str, Any]], max_bytes: int) -> list[dict[str, Any]
     sizes = [size_of(group) for group in groups]
     if sum(sizes) <= max_bytes:
         return list(groups)
-    suspicious = sorted(range(len(groups)), key=lambda i: -groups[i]["suspicion"])
     mean = sum(sizes) / len(groups)
-    gap = max(1.0, len(groups) / max(1.0, max_bytes / 2 / mean))
-    even = [int(i * gap) for i in range(int(len(groups) / gap))]
+    suspicious = sorted(
+        (i for i, group in enumerate(groups) if group["suspicion"]), key=lambda i: -groups[i]["suspicion"]
+    )
     taken: set[int] = set()
-    for order, limit in ((suspicious, max_bytes / 2), (even, float(max_bytes))):
-        for index in order:
-            if index not in taken and sum(sizes[i] for i in taken) + sizes[index] <= limit:
-                taken.add(index)
-    return [groups[i] for i in sorted(taken or {suspicious[0]})]
+    used = _take(suspicious, sizes, taken, 0, max_bytes / 2)
+    wanted = min(len(groups), max(1, int((max_bytes - used) / mean)))
+    _take([i * len(groups) // wanted for i in range(wanted)], sizes, taken, used, max_bytes)
+    return [groups[i] for i in sorted(taken or {(suspicious or [0])[0]})]
+
+
+def _take(order: Sequence[int], sizes: Sequence[int], taken: set[int], used: int, limit: float) -> int:
+    """Adds to `taken` what fits below `limit`; returns the bytes then used."""
+    for index in order:
+        if index not in taken and used + sizes[index] <= limit:
+            taken.add(index)
+            used += sizes[index]
+    return used
 
 
 def size_of(group: dict[str, Any]) -> int:
