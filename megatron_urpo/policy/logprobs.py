@@ -18,6 +18,9 @@ from torch import Tensor
 CHUNK_ELEMENTS = 2**25
 """Logits that exist at one time: 128 MiB in float32."""
 
+PADDING_LOGIT = -1e30
+"""Far below any logit, so its weight is 0, yet far enough from infinity to be multiplied by a gradient before that."""
+
 
 def token_logprobs(
     hidden_NH: Tensor,
@@ -117,7 +120,7 @@ def _chunks(num_tokens: int, width: int, chunk_elements: int) -> list[slice]:
 def _logits(hidden_CH: Tensor, weight_VH: Tensor, num_real: int) -> Tensor:
     logits_CV = (hidden_CH @ weight_VH.t()).float()
     if num_real < weight_VH.shape[0]:
-        logits_CV[:, num_real:] = torch.finfo(torch.float32).min
+        logits_CV[:, num_real:] = PADDING_LOGIT
     return logits_CV
 
 

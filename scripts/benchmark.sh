@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Measures one thing side by side with a peer or a floor:  bash scripts/benchmark.sh NAME [ARGUMENTS]
+#   logprobs   log-probabilities in chunks against whole logits: time and peak memory
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+name=${1:-}
+if [ -z "$name" ] || [ ! -f "$ROOT/scripts/benchmarks/$name.py" ]; then
+    sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+    exit 2
+fi
+prepare_environment
+exec python "scripts/benchmarks/$name.py" "${@:2}"
