@@ -58,9 +58,7 @@ def main() -> None:
             command = [sys.executable, __file__, *shape, f"--variant={variant}"]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             found[variant].append([float(value) for value in done.stdout.split()])
-    print(
-        f"{arguments.tokens} tokens, {arguments.words} words, hidden size {arguments.hidden}, {arguments.runs} runs each"
-    )
+    print(f"{arguments.tokens} tokens, {arguments.words} words, hidden size {arguments.hidden}, {arguments.runs} runs")
     print("| variant | seconds, median (min - max) | peak MiB, median | mean log-probability | mean entropy |")
     print("|---|---:|---:|---:|---:|")
     for variant, rows in found.items():
