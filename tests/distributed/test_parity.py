@@ -30,6 +30,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_logits_equal_transformers(results: dict[str, Any], layout: str) -> None:
+    """Logits reach about 10 in size: float32 sums over 128 channels and two layers stay well below 1e-4."""
+    for model, found in results[layout]["models"].items():
+        assert found["logits"] < 2e-5, model
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_logprobs_equal_transformers(results: dict[str, Any], layout: str) -> None:
     """The bound asked for is 1e-4; float32 sums over 120 positions and 127 words stay well below 1e-5."""
     for model, found in results[layout]["models"].items():

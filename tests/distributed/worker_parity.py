@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from transformers import AutoModelForCausalLM
 
 from megatron_urpo.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
@@ -33,6 +34,7 @@ def main(folder: Path, tensor: int, pipeline: int, sequence: bool, recompute: st
             model = ModelConfig(path=path, dtype="float32")
             policy = build_policy(model, OptimizerConfig(lr=1e-3), layout, parallel, 10, 1)
             reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+            logits = logits_gap(policy, reference, rows[0][2])
             before = worst_gap(policy, reference, rows)
             grad_norm = 0.0
             for _ in range(2):
@@ -45,7 +47,7 @@ def main(folder: Path, tensor: int, pipeline: int, sequence: bool, recompute: st
             after = 0.0
             if parallel.rank == 0:
                 after = max(gap(got, want) for got, want in zip(last_stage(gaps), truth(reference, rows), strict=True))
-            result[f"{family}-{tied}"] = {"before": before, "after": after, "grad_norm": grad_norm}
+            result[f"{family}-{tied}"] = {"logits": logits, "before": before, "after": after, "grad_norm": grad_norm}
     audit = parallel.gather({shim: sorted(places) for shim, places in platform.AUDIT.items()})
     if parallel.rank == 0:
         write_result(folder, {"models": result, "audit": audit})
@@ -70,6 +72,23 @@ def truth(reference: torch.nn.Module, rows: list[list[list[int]]]) -> list[torch
 def _row_truth(reference: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     logprobs = torch.log_softmax(reference(ids[None]).logits[0, :-1].double(), -1)
     return logprobs.gather(1, ids[1:, None])[1:, 0]
+
+
+def logits_gap(policy: Policy, reference: torch.nn.Module, row: list[int]) -> float:
+    """Largest difference of the whole logits of one sequence, put together from all vocabulary shards."""
+
+    def local_logits(_: PackedBatch, hidden_T1H: torch.Tensor, non_loss_data: bool = True) -> torch.Tensor:
+        if policy.part.config.sequence_parallel:
+            hidden_T1H = gather_from_sequence_parallel_region(hidden_T1H)
+        return hidden_T1H[:, 0] @ policy.part.module.output_weight.t()
+
+    batch = pack([TokenSequence(row, 1)], policy.alignment, policy.parallel.device)
+    with torch.no_grad():
+        mine = policy._run([batch], local_logits, forward_only=True)
+        want = reference(torch.tensor([row[:-1]])).logits[0]
+    shards = [part[0] for part in policy.parallel.gather(mine) if part][: policy.parallel.tensor]
+    got = torch.cat(shards, -1)[: len(row) - 1, :VOCABULARY]
+    return gap(got, want.double())
 
 
 def worst_gap(policy: Policy, reference: torch.nn.Module, rows: list[list[list[int]]]) -> float:
