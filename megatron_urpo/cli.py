@@ -44,14 +44,9 @@ def train(config: Path, overrides: tuple[str, ...]) -> None:
     """
     with _user_errors():
         loaded, resolved = load_config(config, overrides)
-        from megatron_urpo.health import TrainingStopped
         from megatron_urpo.train import train as run
 
-        try:
-            code = run(loaded, resolved)
-        except TrainingStopped as error:
-            _tell(f"Error: {error}")
-            sys.exit(1)
+        code = run(loaded, resolved)
     sys.exit(code)
 
 
@@ -108,16 +103,24 @@ def defaults(for_sft: bool) -> None:
 
 @contextlib.contextmanager
 def _user_errors() -> Iterator[None]:
-    """A mistake in the user's files is one line and exit code 2, told once; everything else keeps its traceback."""
+    """A mistake in the user's files is one line and exit code 2, a run that cannot go on one line and exit code 1.
+
+    Either is told once; everything else keeps its traceback.
+    """
     # megatron-core and torch warn, at import and on first use, of choices that this package made knowingly.
     warnings.filterwarnings("ignore", module=r"(megatron|torch)\b")
     from megatron_urpo.data.errors import DataError
+    from megatron_urpo.health import TrainingStopped
+    from megatron_urpo.quality import QualityError
 
     try:
         yield
     except (ConfigError, DataError) as error:
         _tell("\n".join(f"error: {line}" for line in str(error).splitlines()))
         sys.exit(2)
+    except (TrainingStopped, QualityError) as error:
+        _tell(f"Error: {error}")
+        sys.exit(1)
 
 
 def _tell(text: str) -> None:

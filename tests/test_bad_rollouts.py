@@ -148,3 +148,15 @@ def test_a_step_with_signal_ends_the_row_of_empty_ones(tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert ["policy/loss" in line for line in metrics(tmp_path)[1:]] == [False, False, True, False, False]
+
+
+def test_a_scorer_that_fails_is_one_line_with_its_last_words(tmp_path: Path) -> None:
+    scorer = tmp_path / "scorer.py"
+    scorer.write_text("import sys\nsys.exit('the oracle is out')\n")
+    evaluation = {"data": [str(tmp_path / "train.jsonl")], "scorer": ["python3", str(scorer)]}
+    result = train(tmp_path, PAIRS, num_steps=1, evaluation=evaluation)
+    assert isinstance(result.exception, SystemExit)
+    assert result.exit_code == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.strip()]
+    assert line.startswith("Error: evaluation.scorer: ")
+    assert line.endswith("the oracle is out")
