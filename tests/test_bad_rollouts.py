@@ -5,7 +5,6 @@ The policy is a chain of tokens with known probabilities (`tests/support/world.p
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from megatron_urpo.cli import main
-from megatron_urpo.policy.parallel import close_parallel
 from tests.support.world import END, HEADER, TOWER, Chain, write_chain_model, write_config, write_store
 
 SILENT: Chain = {HEADER: {END: 1.0}}
@@ -33,12 +31,6 @@ PAIRS: Chain = {
 }  # fmt: skip
 
 Row = dict[str, Any]
-
-
-@pytest.fixture(autouse=True)
-def _leave_process_groups() -> Iterator[None]:
-    yield
-    close_parallel()
 
 
 def train(folder: Path, chain: Chain, answer: str = "1", **changes: Any) -> Result:

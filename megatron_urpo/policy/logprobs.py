@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**25
-"""Logits that exist at one time: 128 MiB in float32."""
+CHUNK_ELEMENTS = 2**24
+"""Logits that exist at one time: 64 MiB in float32, two or three times over."""
 
 PADDING_LOGIT = -1e30
 """Far below any logit, so its weight is 0, yet far enough from infinity to be multiplied by a gradient before that."""

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from megatron_urpo.config.schema import LossConfig, ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_urpo.policy.packing import PackedBatch, TokenSequence, pack
-from megatron_urpo.policy.parallel import Parallel, close_parallel, init_parallel
+from megatron_urpo.policy.parallel import Parallel, joined_ranks
 from megatron_urpo.policy.policy import Policy, build_policy
 from megatron_urpo.policy.update import GrpoLoss, update
 from megatron_urpo.types import Sample
@@ -23,8 +23,8 @@ ROWS = [torch.randint(0, 127, (n,), generator=torch.Generator().manual_seed(n)).
 @pytest.fixture(scope="module")
 def parallel() -> Iterator[Parallel]:
     torch.set_num_threads(1)
-    yield init_parallel(ParallelConfig())
-    close_parallel()
+    with joined_ranks(ParallelConfig()) as joined:
+        yield joined
 
 
 @pytest.fixture(scope="module")
