@@ -71,6 +71,12 @@ def update(policy: Policy, samples: Sequence[Sample], loss: LossConfig) -> dict[
 
 
 class GrpoLoss:
+    """The clipped objective of one mini-batch as a `policy.Loss`; `count` is what its whole sum is divided by.
+
+    A micro-batch without old log-probabilities is met for the first time, at the weights that they are asked at: this
+    pass's own are kept for the later epochs.
+    """
+
     def __init__(self, config: LossConfig, count: int):
         self.config = config
         self.count = count

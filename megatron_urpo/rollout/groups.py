@@ -7,7 +7,15 @@ from megatron_urpo.rollout.concurrency import run_all
 from megatron_urpo.rollout.player import Play, play
 from megatron_urpo.rollout.referee import SCORING_PROMPT_TOO_LONG, Judging, judge, read, render
 from megatron_urpo.rollout.session import ORDER_PREFERENCE, Session, Slot
-from megatron_urpo.types import GenerationRequest, Group, InstructionPrompt, PreferencePrompt, Prompt, ReasoningPrompt
+from megatron_urpo.types import (
+    GenerationRequest,
+    Group,
+    InstructionPrompt,
+    Judgement,
+    PreferencePrompt,
+    Prompt,
+    ReasoningPrompt,
+)
 
 
 async def collect_group(session: Session, prompt: Prompt, slot: Slot) -> Group:
@@ -87,21 +95,22 @@ async def instruction_group(session: Session, prompt: InstructionPrompt, slot: S
 
 def unscored_group(prompt: InstructionPrompt, played: Play) -> Group:
     """Completions without rewards: the question was too long, or nobody asked for scores."""
-    count = len(played.completions)
-    return Group(
-        prompt=prompt,
-        prompt_ids=played.prompt_ids,
-        completions=played.completions,
-        texts=played.texts,
-        rewards=(None,) * count,
-        outcomes=("unscored",) * count,
-        dropped=played.dropped,
-    )
+    return _without_rewards(prompt, played, "unscored", played.dropped)
 
 
 def _masked_group(prompt: InstructionPrompt, played: Play, judging: Judging) -> Group:
     """The cause is that of the first vote's last ask, or that no scoring prompt fits."""
     cause = f"verdict_{judging.votes[0].outcome}" if judging.votes else SCORING_PROMPT_TOO_LONG
+    return _without_rewards(prompt, played, f"masked_{cause}", cause, judging.judgements)
+
+
+def _without_rewards(
+    prompt: InstructionPrompt,
+    played: Play,
+    outcome: str,
+    dropped: str | None,
+    judgements: tuple[Judgement, ...] = (),
+) -> Group:
     count = len(played.completions)
     return Group(
         prompt=prompt,
@@ -109,7 +118,7 @@ def _masked_group(prompt: InstructionPrompt, played: Play, judging: Judging) -> 
         completions=played.completions,
         texts=played.texts,
         rewards=(None,) * count,
-        outcomes=(f"masked_{cause}",) * count,
-        judgements=judging.judgements,
-        dropped=cause,
+        outcomes=(outcome,) * count,
+        judgements=judgements,
+        dropped=dropped,
     )

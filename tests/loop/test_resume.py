@@ -32,7 +32,7 @@ def saved(miniature: Miniature, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return train(miniature, tmp_path_factory.mktemp("saved") / "run", **SAVING)
 
 
-def same(run: Path, other: Path) -> None:
+def assert_same(run: Path, other: Path) -> None:
     assert metrics(run) == metrics(other)
     assert transcripts(run) == transcripts(other)
     ours, theirs = weights(run), weights(other)
@@ -42,7 +42,7 @@ def same(run: Path, other: Path) -> None:
 
 
 def test_a_run_repeats_itself_and_saving_changes_nothing(unbroken: Path, saved: Path) -> None:
-    same(saved, unbroken)
+    assert_same(saved, unbroken)
     assert [path.name for path in sorted((saved / "checkpoints").iterdir())] == [
         f"step_{step:06d}" for step in range(1, STEPS + 1)
     ]
@@ -62,7 +62,7 @@ def test_resumed_after_any_step_equals_unbroken(
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "torn')
     train(miniature, run, **VALUES)
-    same(run, unbroken)
+    assert_same(run, unbroken)
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 85), (signal.SIGINT, 130)])
@@ -88,4 +88,4 @@ def test_a_signal_saves_and_leaves_no_process(
     assert psutil.wait_procs(children, timeout=5)[1] == []
     assert [path.suffix for path in (run / "checkpoints").iterdir()] == [""]
     train(miniature, run, **VALUES)
-    same(run, unbroken)
+    assert_same(run, unbroken)
