@@ -16,6 +16,7 @@ from megatron_urpo.config import Config, ConfigError
 from megatron_urpo.health import Health
 from megatron_urpo.policy.checkpoint import load_policy, save_policy
 from megatron_urpo.policy.policy import Policy
+from megatron_urpo.reporting.batches import Batches
 
 FORMAT = 1
 
@@ -31,10 +32,15 @@ class RunState:
     format: int = FORMAT
 
 
+def kept_checkpoints(run_dir: Path) -> dict[int, Path]:
+    """The folders of a run's complete checkpoints by their step, oldest first."""
+    folders = sorted((run_dir / "checkpoints").glob("step_*[0-9]"))
+    return {int(folder.name.removeprefix("step_")): folder for folder in folders}
+
+
 def newest_checkpoint(run_dir: Path) -> Path | None:
     """The folder of the newest complete checkpoint of a run."""
-    folders = sorted((run_dir / "checkpoints").glob("step_*[0-9]"))
-    return folders[-1] if folders else None
+    return next(reversed(kept_checkpoints(run_dir).values()), None)
 
 
 def read_state(folder: Path) -> RunState:
@@ -61,7 +67,10 @@ def read_state(folder: Path) -> RunState:
 
 
 def save_checkpoint(config: Config, policy: Policy, state: RunState) -> None:
-    """Collective. Older checkpoints than the newest `keep_last` are removed, once the new one is in place."""
+    """Collective. Older checkpoints than the newest `keep_last` are removed, once the new one is in place.
+
+    So are the batches that only they lead to.
+    """
     root, keep_last = config.run_dir / "checkpoints", config.checkpoint.keep_last
     target, beside = root / f"step_{state.step:06d}", root / f"step_{state.step:06d}.unfinished"
     parallel = policy.parallel
@@ -92,5 +101,9 @@ def _commit(beside: Path, target: Path, state: RunState, keep_last: int) -> None
     (beside / "state.json").write_text(json.dumps(dataclasses.asdict(state), indent=2) + "\n")
     shutil.rmtree(target, ignore_errors=True)
     beside.rename(target)
-    for old in sorted(target.parent.glob("step_*[0-9]"))[:-keep_last]:
-        shutil.rmtree(old)
+    run_dir = target.parent.parent
+    steps = list(kept_checkpoints(run_dir))
+    for old in steps[:-keep_last]:
+        shutil.rmtree(target.with_name(f"step_{old:06d}"))
+    if len(steps) > keep_last:
+        Batches(run_dir).forget_up_to(steps[-keep_last])

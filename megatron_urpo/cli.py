@@ -95,6 +95,33 @@ def report(run: Path, output: Path | None) -> None:
 
 
 @main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@OVERRIDES
+@click.option("--step", type=int, required=True, metavar="N", help="The step that made policy version N out of N - 1.")
+@click.option("--layout", metavar="NAME=VALUE,...", help="Other values of the section parallel, e.g. tensor=2.")
+def replay(run: Path, overrides: tuple[str, ...], step: int, layout: str | None) -> None:
+    """Run a step of a run again and compare its numbers with the recorded ones.
+
+    RUN is the run's folder; nothing is written there. A run keeps its batches since the oldest checkpoint that it
+    keeps. The weights come from the newest checkpoint before step N (the model folder where there is none), by the
+    updates in between, under the config that the batch was written under; KEY.SUB=VALUE changes it.
+
+    \b
+    At another layout, under torchrun with its number of ranks:
+      torchrun --nproc-per-node 2 --no-python megatron-urpo replay RUN --step N --layout tensor=2,sequence=true
+
+    Exit code 0: as recorded, at the same layout on a CPU to the last digit, else loss and gradient norm within 1e-4
+    (float32) or 5e-2 (bfloat16). 1: it differs. 2: it cannot be replayed; the message says which steps can.
+    """
+    with _user_errors():
+        from megatron_urpo.replay import replay as run_again
+
+        changes = [f"parallel.{part.strip()}" for part in layout.split(",")] if layout else []
+        agrees = run_again(run, step, [*overrides, *changes])
+    sys.exit(0 if agrees else 1)
+
+
+@main.command()
 @click.option("--sft", "for_sft", is_flag=True, help="Of `megatron-urpo sft` instead.")
 def defaults(for_sft: bool) -> None:
     """Print every value that a config of `train` can set, with its default and what it means."""

@@ -37,8 +37,9 @@ class Health:
         if self.not_finite_steps >= MAX_NOT_FINITE_STEPS:
             raise TrainingStopped(
                 f"{self.not_finite_steps} steps in a row had a loss or gradient that is not finite and changed nothing;"
-                f" their batches are in {config.run_dir / 'dumps'}; lower optimizer.lr, set optimizer.clip_grad, or"
-                " train in float32 to see whether the precision is the cause"
+                f" their batches are in {config.run_dir / 'batches'}, and `megatron-urpo replay {config.run_dir} --step"
+                " N` looks into one; lower optimizer.lr, set optimizer.clip_grad, or train in float32 to see whether"
+                " the precision is the cause"
             )
 
 

@@ -34,6 +34,7 @@ def rollout_metrics(groups: Sequence[Group], num_dropped: Mapping[str, int], con
     metrics |= {f"groups/dropped/{cause}": float(num_dropped.get(cause, 0)) for cause in DROP_CAUSES}
     metrics |= {f"groups/dropped/{cause}": float(n) for cause, n in num_dropped.items() if cause not in DROP_CAUSES}
     metrics["groups/total"] = float(len(groups))
+    metrics["groups/resampled"] = float(len(groups) - config.data.prompts_per_step)
     metrics["completions/empty"] = float(sum(not text.strip() for group in groups for text in group.texts))
     metrics["tokens/generated"] = float(sum(_generated(group) for group in groups))
     return metrics

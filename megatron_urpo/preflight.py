@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_urpo.checkpoints import newest_checkpoint, read_state
+from megatron_urpo.algorithm.alignment import round_up, token_alignment
+from megatron_urpo.checkpoints import RunState, newest_checkpoint, read_state
 from megatron_urpo.config import Config, ConfigError
-from megatron_urpo.config.schema import ModelConfig, ParallelConfig
+from megatron_urpo.config.schema import Fp8Config, ModelConfig, ParallelConfig
 from megatron_urpo.data.chat import load_tokenizer
 from megatron_urpo.data.errors import DataError
 from megatron_urpo.data.store import load_prompts
 from megatron_urpo.data.stream import PromptStream
+from megatron_urpo.policy.fp8 import check_fp8
 from megatron_urpo.policy.hf.folder import WeightFolder
 from megatron_urpo.policy.hf.shape import ModelShape, check_layout, read_shape
 from megatron_urpo.policy.hf.table import hf_shapes
@@ -41,8 +43,8 @@ class Inputs:
 
 def check_inputs(config: Config) -> Inputs:
     """Loads what the config names. Raises ConfigError or DataError, one line each, for the first thing wrong."""
-    shape, tokenizer = check_model(config.model, config.parallel)
-    _check_lengths(config, shape)
+    shape, tokenizer = check_model(config.model, config.parallel, config.fp8)
+    check_lengths(config, shape)
     _check_logging(config)
     _check_run_dir(config.run_dir)
     prompts = _load_prompts("data.train", config.data.train)
@@ -54,12 +56,12 @@ def check_inputs(config: Config) -> Inputs:
     return inputs
 
 
-def check_model(model: ModelConfig, layout: ParallelConfig) -> tuple[ModelShape, ChatTokenizer]:
+def check_model(model: ModelConfig, layout: ParallelConfig, fp8: Fp8Config) -> tuple[ModelShape, ChatTokenizer]:
     """Shape and tokenizer of a model that the launched ranks can hold."""
     shape = read_shape(model.path)
     check_layout(shape, layout.tensor, layout.pipeline)
     check_world_size(layout, launched_world_size())
-    choose_spec(model.spec)
+    check_fp8(fp8, model, layout, shape, choose_spec(model.spec))
     if model.init == "weights":
         WeightFolder(model.path).check_holds(hf_shapes(shape))
     tokenizer = load_tokenizer(model.tokenizer or model.path)
@@ -83,19 +85,21 @@ def check_program(command: Sequence[str]) -> None:
         raise ConfigError(f"evaluation.scorer: no program {command[0]!r} on the PATH; give a command that can be run")
 
 
-def _check_lengths(config: Config, shape: ModelShape) -> None:
+def check_lengths(config: Config, shape: ModelShape) -> None:
+    """Raises ConfigError where the longest sample would fit neither the model's context nor a micro-batch."""
     sums = {
         "rollout": (config.rollout.max_prompt_tokens, config.rollout.max_new_tokens),
         "referee": (config.referee.max_prompt_tokens, config.referee.max_new_tokens),
     }
-    # Sequence parallelism pads a micro-batch to a multiple of the tensor-parallel size.
-    padding = config.parallel.tensor - 1 if config.parallel.sequence else 0
+    recipe = None if config.fp8.format == "none" else config.fp8.recipe
+    align = token_alignment(recipe, config.parallel.tensor, config.parallel.sequence)
     for section, (prompt, new) in sums.items():
         if prompt + new > shape.max_positions:
             raise ConfigError(
                 f"{section}.max_prompt_tokens: {prompt} + {section}.max_new_tokens {new} = {prompt + new} is above the"
                 f" model's context of {shape.max_positions} tokens (max_position_embeddings); lower one of them"
             )
+        padding = round_up(prompt + new, align) - prompt - new
         if prompt + new + padding > config.loss.max_tokens_per_micro_batch:
             padded = f" + {padding} of padding" if padding else ""
             raise ConfigError(
@@ -121,8 +125,12 @@ def _check_run_dir(run_dir: Path) -> None:
 
 def _check_resume(config: Config, shape: ModelShape, stream: PromptStream) -> None:
     folder = newest_checkpoint(config.run_dir) if config.checkpoint.resume else None
-    if folder is None:
-        return
+    if folder is not None:
+        stream.load_state(check_checkpoint(folder, shape).stream)
+
+
+def check_checkpoint(folder: Path, shape: ModelShape) -> RunState:
+    """The state in a checkpoint of a model of this shape. Raises ConfigError where it is of another or damaged."""
     state = read_state(folder)
     differences = [
         f"{name} {state.shape.get(name)!r} there, {value!r} in model.path"
@@ -134,4 +142,4 @@ def _check_resume(config: Config, shape: ModelShape, stream: PromptStream) -> No
             f"run_dir: {folder} is a checkpoint of another model ({'; '.join(differences)}); give the model it was"
             " trained from, or another run_dir"
         )
-    stream.load_state(state.stream)
+    return state

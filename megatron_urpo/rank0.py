@@ -16,11 +16,12 @@ from megatron_urpo.policy.parallel import Parallel
 from megatron_urpo.preflight import Inputs
 from megatron_urpo.protocols import Engine
 from megatron_urpo.reporting import Progress, RunFolder, WandbLog, before_after_table, write_transcript
+from megatron_urpo.reporting.batches import Origin
 from megatron_urpo.reporting.report import ReportError, write_report
 from megatron_urpo.reward.verifiable.pool import MathVerifier
 from megatron_urpo.rollout.collect import Rollout, collect
 from megatron_urpo.rollout.samples import SampleBatch
-from megatron_urpo.types import Prompt
+from megatron_urpo.types import Prompt, Sample
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -37,6 +38,7 @@ class Rank0:
     engine: Engine | None = None
     verifier: MathVerifier = field(init=False)
     folder: RunFolder = field(init=False)
+    origin: Origin = field(init=False)
     progress: Progress = field(init=False)
     wandb: WandbLog = field(init=False)
     step_start: float = field(init=False)
@@ -44,6 +46,8 @@ class Rank0:
     def begin(self, step: int, resolved: str, world_size: int) -> None:
         """Opens the run folder and forgets what was written there after `step`."""
         self.folder.write_config(resolved)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.origin = Origin(self.config.model_dump(mode="json"), world_size, torch.get_num_threads(), device)
         devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         self.folder.write_environment(world_size, devices)
         self.folder.truncate_after(step)
@@ -52,13 +56,19 @@ class Rank0:
         else:
             self.folder.append_metrics(0, self.evaluate())  # step 0 is the model before training
 
-    def collect(self, prompts: Sequence[Prompt], step: int) -> Rollout:
+    def collect(self, prompts: Sequence[Prompt], step: int, earlier: Sequence[Prompt] = ()) -> Rollout:
+        """`earlier`: prompts of the same step that were collected before these."""
         assert self.engine is not None
-        self.step_start = time.perf_counter()
+        if not earlier:
+            self.step_start = time.perf_counter()
         self.progress.phase("rollout")
-        rollout = collect(prompts, self.engine, self.inputs.tokenizer, self.verifier, self.config, step)
+        rollout = collect(prompts, self.engine, self.inputs.tokenizer, self.verifier, self.config, step, earlier)
         self.progress.phase("update")
         return rollout
+
+    def keep(self, step: int, samples: Sequence[Sample]) -> None:
+        """Writes down what `step` is about to learn from, so that it can be replayed even where the update dies."""
+        self.folder.batches.write(step, samples, self.origin)
 
     def evaluate(self) -> dict[str, float]:
         """Held-out metrics of the engine's version; none where no held-out data is configured."""
@@ -84,8 +94,8 @@ class Rank0:
             metrics |= self.evaluate()
         if config.logging.transcripts:
             write_transcript(self.folder.transcript_file(step), rollout.groups, batch.causes, batch.advantages)
-        if metrics.get("policy/not_finite"):
-            self.folder.dump(step, batch.samples)
+        not_finite = bool(metrics.get("policy/not_finite"))
+        self.folder.batches.settle(step, not_finite, config.checkpoint.keep_batches)
         self.folder.append_metrics(step, metrics)
         self.wandb.log(step, metrics)
         self.progress.step(step, metrics)

@@ -24,11 +24,13 @@ def sft(config: SftConfig) -> None:
 
     Rows are taken in the file's own order, from the start again when it ends. Raises ConfigError and DataError.
     """
-    _, tokenizer = check_model(config.model, config.parallel)
+    _, tokenizer = check_model(config.model, config.parallel, config.fp8)
     rows = read_conversations(config.data.train)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
     with joined_ranks(config.parallel, config.seed) as parallel:
-        policy = build_policy(config.model, config.optimizer, config.parallel, parallel, config.num_steps, 1)
+        policy = build_policy(
+            config.model, config.optimizer, config.parallel, parallel, config.num_steps, 1, fp8=config.fp8
+        )
         with Progress(*columns, disable=parallel.rank != 0) as progress:
             _train(config, policy, cycle(rows), tokenizer, progress)
         policy.write_model(config.output, config.model.path)

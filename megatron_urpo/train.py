@@ -5,17 +5,22 @@
 A rollout at step n is written by policy version n; the update makes version n + 1.
 """
 
+from collections.abc import Sequence
+
 from megatron_urpo.checkpoints import load_checkpoint, run_state, save_checkpoint
 from megatron_urpo.config import Config
 from megatron_urpo.data.stream import PromptStream
 from megatron_urpo.health import Health
-from megatron_urpo.policy.parallel import joined_ranks
+from megatron_urpo.policy.parallel import Parallel, joined_ranks
 from megatron_urpo.policy.policy import Policy, build_policy
 from megatron_urpo.policy.update import update
 from megatron_urpo.preflight import check_inputs
 from megatron_urpo.rank0 import Rank0, due
+from megatron_urpo.resample import collect_step
+from megatron_urpo.rollout.collect import Rollout
 from megatron_urpo.rollout.samples import build_samples
 from megatron_urpo.signals import StopRequest
+from megatron_urpo.types import Prompt
 from megatron_urpo.weight_sync.push import push_weights
 
 
@@ -27,19 +32,23 @@ def train(config: Config, resolved: str = "") -> int:
     """
     inputs = check_inputs(config)
     with joined_ranks(config.parallel, config.seed) as parallel, StopRequest() as stop:
-        updates = config.loss.epochs * config.loss.minibatches
-        policy = build_policy(config.model, config.optimizer, config.parallel, parallel, config.num_steps, updates)
+        policy = new_policy(config, parallel)
         prompts = inputs.stream(config)
         step, health = resume(config, policy, prompts)
         with Rank0.open(config, inputs, parallel, step) as rank0:
             push_weights(policy, rank0.engine, version=step)
             parallel.from_rank0(rank0.begin, step, resolved, parallel.world_size)
+
+            def collect(batch: Sequence[Prompt], step: int, earlier: Sequence[Prompt]) -> Rollout:
+                return parallel.from_rank0(rank0.collect, batch, step, earlier)
+
             stopped = False
             while step < config.num_steps and not stopped:
-                batch = prompts.next_batch(step)
-                rollout = parallel.from_rank0(rank0.collect, batch, step)
+                rollout = collect_step(config.rollout, prompts, collect, step)
                 samples = build_samples(rollout.groups)
-                stats = update(policy, samples.samples, config.loss)
+                parallel.from_rank0(rank0.keep, step + 1, samples.samples)
+                measure_tasks = due(step + 1, config.logging.task_gradients_every, config.num_steps)
+                stats = update(policy, samples.samples, config.loss, measure_tasks)
                 health = health.after(len(samples.samples), stats)
                 step += 1
                 stats |= push_weights(policy, rank0.engine, version=step)
@@ -52,6 +61,21 @@ def train(config: Config, resolved: str = "") -> int:
                 policy.write_model(config.run_dir / "model", config.model.path)
                 parallel.from_rank0(rank0.finish)
     return stop.exit_code if stopped else 0
+
+
+def new_policy(config: Config, parallel: Parallel) -> Policy:
+    """The policy of a run at step 0."""
+    return build_policy(
+        config.model,
+        config.optimizer,
+        config.parallel,
+        parallel,
+        config.num_steps,
+        config.loss.epochs * config.loss.minibatches,
+        with_reference=config.loss.kl_coefficient > 0,
+        fp8=config.fp8,
+        temperature=config.rollout.temperature,
+    )
 
 
 def resume(config: Config, policy: Policy, prompts: PromptStream) -> tuple[int, Health]:

@@ -224,3 +224,30 @@ def test_one_checkpoint_that_does_not_fit(
     line = refusal(resumable / "config.yaml", *overrides)
     for part in parts:
         assert part in line
+
+
+# ---------------------------------------------------------------------------------------- a step cannot be replayed
+@pytest.mark.parametrize(
+    ("damage", "arguments", "parts"),
+    [
+        (lambda w: None, ["--step", "9"], ["--step: 9", "its batch is not kept", "those that can: 1"]),
+        (lambda w: None, ["--step", "0"], ["--step: 0", "those that can: 1"]),
+        (lambda w: None, ["--step", "1", "--layout", "tensr=2"], ["parallel.tensr", "did you mean `tensor`"]),
+        (lambda w: None, ["--step", "1", "--layout", "tensor=2"], ["= 2 ranks hold", "1 ranks were started"]),
+        (lambda w: None, ["--step", "1", "loss.clip_lov=0"], ["loss.clip_lov", "did you mean `clip_low`"]),
+        (lambda w: cut(w / "run" / "batches" / "step_000001.npz", 900), ["--step", "1"], ["000001.npz", "damaged"]),
+        (lambda w: shutil.rmtree(w / "run" / "batches"), ["--step", "1"], ["no batch", "checkpoint.keep_batches"]),
+        (lambda w: shutil.rmtree(w / "run"), ["--step", "1"], ["no such folder", "run_dir"]),
+        (lambda w: shutil.rmtree(w / "model"), ["--step", "1"], ["model.path", "not a folder"]),
+    ],
+)  # fmt: skip
+def test_one_step_that_cannot_be_replayed(
+    resumable: Path, damage: Callable[[Path], object], arguments: list[str], parts: list[str]
+) -> None:
+    damage(resumable)
+    result = CliRunner().invoke(main, ["replay", str(resumable / "run"), *arguments])
+    assert result.exit_code == 2, result.exception
+    (line,) = result.stderr.splitlines()
+    for part in ["error: ", *parts]:
+        assert part in line
+    assert not dist.is_initialized()

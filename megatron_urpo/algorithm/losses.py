@@ -56,6 +56,15 @@ def clipped_policy_loss(
     return loss, stats
 
 
+def kl_to_reference(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
+    """[T] estimates of KL(policy || reference), never negative, with gradient through `logprobs_T` alone.
+
+    Source: Schulman's k3, as GRPO uses it: exp(d) - 1 - d with d = reference - policy, at a token the policy sampled.
+    """
+    gap_T = reference_logprobs_T.detach() - logprobs_T
+    return gap_T.expm1() - gap_T
+
+
 def denominator(lengths: Sequence[int], normalization: Literal["tokens", "responses"]) -> int:
     """What the loss sum of a whole mini-batch is divided by; `lengths` are completion tokens of all its samples.
 

@@ -2,7 +2,9 @@
 
 from megatron_urpo.config.checks import ConfigError, check_config
 from megatron_urpo.config.describe import reference
-from megatron_urpo.config.load import load_config, load_section
+from megatron_urpo.config.load import load_config, load_section, restore_config
 from megatron_urpo.config.schema import Config, SftConfig
 
-__all__ = ["Config", "ConfigError", "SftConfig", "check_config", "load_config", "load_section", "reference"]
+__all__ = [
+    "Config", "ConfigError", "SftConfig", "check_config", "load_config", "load_section", "reference", "restore_config",
+]  # fmt: skip

@@ -17,6 +17,12 @@ def check_config(config: Config) -> None:
             "parallel.sequence: true with parallel.tensor 1; sequence parallel splits the sequence over tensor-parallel"
             " ranks; set parallel.tensor above 1 or parallel.sequence to false"
         )
+    if config.loss.rollout_correction != "none" and config.loss.old_logprobs == "rollout":
+        raise ConfigError(
+            f"loss.rollout_correction: {config.loss.rollout_correction} with loss.old_logprobs rollout; the weight is"
+            " the trainer's probability over the engine's, so the trainer must compute its own: set loss.old_logprobs"
+            " to recompute, or loss.rollout_correction to none"
+        )
     if config.optimizer.min_lr > config.optimizer.lr:
         raise ConfigError(
             f"optimizer.min_lr: {config.optimizer.min_lr:g} is above optimizer.lr {config.optimizer.lr:g};"

@@ -1,5 +1,6 @@
 """YAML file + `key.sub=value` overrides -> a checked config, and the record of where each value came from."""
 
+import copy
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,11 +32,18 @@ def load_section(schema: type[S], path: Path, overrides: Sequence[str] = ()) -> 
         _set(tree, keys, value, text)
         origins = {k: v for k, v in origins.items() if k[: len(keys)] != keys}
         origins |= dict.fromkeys(_leaves(value, keys), "from the command line")
-    try:
-        config = schema.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(schema, item) for item in error.errors())) from None
+    config = _validated(schema, tree)
     return config, resolved_yaml(config, origins)
+
+
+def restore_config(values: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """The config of a training run that was kept as `model_dump(mode="json")`, with changes. Raises ConfigError."""
+    tree = copy.deepcopy(values)
+    for text in overrides:
+        _set(tree, *_parse_override(text), text)
+    config = _validated(Config, tree)
+    check_config(config)
+    return config
 
 
 def resolved_yaml(config: Section, origins: dict[tuple[str, ...], str]) -> str:
@@ -65,6 +73,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"config: {path} holds {type(tree).__name__}, not a mapping of sections")
     return tree
+
+
+def _validated(schema: type[S], tree: dict[str, Any]) -> S:
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(schema, item) for item in error.errors())) from None
 
 
 def _leaves(value: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

@@ -47,6 +47,17 @@ class ParallelConfig(Section):
     timeout_minutes: Positive = Field(60.0, description="for collectives that wait on a rollout")
 
 
+class Fp8Config(Section):
+    """Matrix products of Transformer Engine's layers in 8 bits; the names are megatron-core's."""
+
+    format: Literal["none", "e4m3", "hybrid"] = Field(
+        "none", description="`hybrid`: e4m3, and e5m2 for gradients of activations; needs model.spec te and bfloat16"
+    )
+    recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = Field(
+        "tensorwise", description="of scales. `delayed` depends on earlier batches; `mxfp8` needs a Blackwell GPU"
+    )
+
+
 class OptimizerConfig(Section):
     lr: Positive = 5e-7
     min_lr: NonNegative = 0.0
@@ -84,6 +95,7 @@ class RolloutConfig(Section):
     temperature: Positive = 1.0
     max_new_tokens: PositiveInt = 4096
     max_prompt_tokens: PositiveInt = Field(4096, description="a longer question is dropped and counted")
+    resample_rounds: int = Field(0, ge=0, description="times that groups without signal are replaced in a step")
     embedded: EmbeddedConfig = EmbeddedConfig()
 
 
@@ -109,6 +121,11 @@ class LossConfig(Section):
     clip_high: NonNegative = 0.28
     normalization: Literal["tokens", "responses"] = "tokens"
     old_logprobs: Literal["recompute", "rollout"] = "recompute"
+    kl_coefficient: NonNegative = Field(0.0, description="of the k3 estimate to model.path; 0 keeps no reference")
+    rollout_correction: Literal["none", "token_tis", "sequence_mis"] = Field(
+        "none", description="importance weights between the engine's log-probabilities and the trainer's"
+    )
+    rollout_correction_cap: float = Field(2.0, ge=1, description="where a weight is cut off, or a sequence masked")
     max_tokens_per_micro_batch: PositiveInt = 16384
 
 
@@ -133,10 +150,14 @@ class CheckpointConfig(Section):
     every: int = Field(50, ge=0, description="steps between checkpoints; 0: only at the end or when stopped")
     resume: bool = Field(True, description="go on from the run folder's newest checkpoint")
     keep_last: PositiveInt = 2
+    keep_batches: bool = Field(True, description="of the steps since the oldest checkpoint that is kept, for `replay`")
 
 
 class LoggingConfig(Section):
     transcripts: bool = True
+    task_gradients_every: int = Field(
+        10, ge=0, description="steps between measurements of each task's gradient norm, one more pass; 0: never"
+    )
     wandb: Literal["off", "offline", "online"] = "off"
     wandb_project: str = "megatron-urpo"
 
@@ -150,6 +171,7 @@ class Config(Section):
     max_empty_steps: PositiveInt = Field(10, description="steps in a row without any signal before the run stops")
     model: ModelConfig
     parallel: ParallelConfig = ParallelConfig()
+    fp8: Fp8Config = Fp8Config()
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig
     rollout: RolloutConfig = RolloutConfig()
@@ -175,5 +197,6 @@ class SftConfig(Section):
     seed: int = 0
     model: ModelConfig
     parallel: ParallelConfig = ParallelConfig()
+    fp8: Fp8Config = Fp8Config()
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5)
     data: SftDataConfig

@@ -51,6 +51,10 @@ class PromptStream:
             batch.append(self._draw(task))
         return batch
 
+    def replacements(self, tasks: Sequence[Task]) -> list[Prompt]:
+        """The next prompt of each of `tasks`, in place of others of the same step: the mixture does not count them."""
+        return [self._draw(task) for task in tasks]
+
     def state(self) -> dict[str, Any]:
         """The position, ready for JSON: a few hundred bytes whatever the store's size."""
         return {

@@ -16,6 +16,9 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from megatron_urpo.policy.policy import Policy
 
+SETTINGS = ("max_lr", "min_lr", "betas", "eps")
+"""What an optimizer's state brings along of the run that saved it; the schedule follows the first two."""
+
 
 def save_policy(policy: Policy, folder: Path) -> None:
     """Collective. `folder` must exist and be empty.
@@ -28,12 +31,18 @@ def save_policy(policy: Policy, folder: Path) -> None:
 
 
 def load_policy(policy: Policy, folder: Path) -> None:
-    """Collective. Copies the state in `folder` into `policy`, whatever layout saved it."""
+    """Collective. Copies the state in `folder` into `policy`, whatever layout saved it.
+
+    Learning rates and the like stay those that `policy` was built with.
+    """
     _prepare_torch_adam(policy.optimizer)
+    settings = [{name: group[name] for name in SETTINGS} for group in policy.optimizer.param_groups]
     with _quiet():
         state = dist_checkpointing.load(_sharded_state(policy, is_loading=True), str(folder))
     policy.part.module.load_state_dict(state["model"])
     policy.optimizer.load_state_dict(state["optimizer"])
+    for group, own in zip(policy.optimizer.param_groups, settings, strict=True):
+        group.update(own)
     _give_each_its_step(policy.optimizer)
     policy.scheduler.load_state_dict(state["scheduler"])
 

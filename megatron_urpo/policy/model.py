@@ -11,7 +11,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor
 
-from megatron_urpo.config.schema import ModelConfig, ParallelConfig
+from megatron_urpo.config.schema import Fp8Config, ModelConfig, ParallelConfig
+from megatron_urpo.policy.fp8 import check_fp8, fp8_arguments
 from megatron_urpo.policy.hf.folder import WeightFolder
 from megatron_urpo.policy.hf.shape import ModelShape, check_layout, read_shape
 from megatron_urpo.policy.hf.table import WeightEntry, join, padded_vocab_size, shard, weight_entries
@@ -58,12 +59,13 @@ class ModelPart:
         return name if name in self.parameters else None
 
 
-def build_model(model: ModelConfig, layout: ParallelConfig, parallel: Parallel) -> ModelPart:
+def build_model(model: ModelConfig, layout: ParallelConfig, fp8: Fp8Config, parallel: Parallel) -> ModelPart:
     """Builds this rank's part and loads (or draws) its weights. Raises ConfigError for what does not fit."""
     shape = read_shape(model.path)
     check_layout(shape, parallel.tensor, parallel.pipeline)
     spec = choose_spec(model.spec)
-    config = transformer_config(shape, layout, torch.bfloat16 if model.dtype == "bfloat16" else torch.float32)
+    check_fp8(fp8, model, layout, shape, spec)
+    config = transformer_config(shape, layout, fp8, torch.bfloat16 if model.dtype == "bfloat16" else torch.float32)
     module = HiddenStateModel(
         config,
         layer_spec(spec, config),
@@ -83,7 +85,9 @@ def build_model(model: ModelConfig, layout: ParallelConfig, parallel: Parallel) 
     return part
 
 
-def transformer_config(shape: ModelShape, layout: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
+def transformer_config(
+    shape: ModelShape, layout: ParallelConfig, fp8: Fp8Config, dtype: torch.dtype
+) -> TransformerConfig:
     on_gpu = torch.cuda.is_available()
     recompute: dict[str, Any] = {}
     if layout.recompute != "none":
@@ -126,6 +130,7 @@ def transformer_config(shape: ModelShape, layout: ParallelConfig, dtype: torch.d
         apply_rope_fusion=False,
         persist_layer_norm=on_gpu,
         **recompute,
+        **fp8_arguments(fp8),
     )
 
 
@@ -156,6 +161,18 @@ def load_weights(part: ModelPart, folder: Path, parallel: Parallel) -> None:
         if copy is not None:
             entry = weight_entries(part.shape, part.spec)[0]
             copy.copy_(shard(entry, source[entry.hf[0]], parallel.tensor_rank, parallel.tensor))
+
+
+def frozen_copy(
+    part: ModelPart, model: ModelConfig, layout: ParallelConfig, fp8: Fp8Config, parallel: Parallel
+) -> ModelPart:
+    """A second module with the same weights that is never trained; it takes as much memory as the weights do."""
+    copy = build_model(model.model_copy(update={"init": "random"}), layout, fp8, parallel)
+    with torch.no_grad():
+        for name, parameter in copy.parameters.items():
+            parameter.copy_(part.parameters[name])
+    copy.module.requires_grad_(False).eval()
+    return copy
 
 
 def tied_output_copy(part: ModelPart) -> Tensor | None:

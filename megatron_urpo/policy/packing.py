@@ -23,6 +23,10 @@ class TokenSequence:
     def num_input_tokens(self) -> int:
         return len(self.token_ids) - 1  # the last token is predicted, never read
 
+    @property
+    def num_targets(self) -> int:
+        return len(self.token_ids) - self.first_target
+
 
 @dataclass
 class PackedBatch:

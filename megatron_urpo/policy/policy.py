@@ -18,13 +18,17 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
 from torch import Tensor
 
-from megatron_urpo.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
+from megatron_urpo.algorithm.alignment import token_alignment
+from megatron_urpo.algorithm.cost import sequence_flops
+from megatron_urpo.algorithm.microbatches import plan_microbatches
+from megatron_urpo.config.schema import Fp8Config, ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_urpo.policy.export import export_weights
+from megatron_urpo.policy.fp8 import NO_FP8
 from megatron_urpo.policy.hf.folder import write_folder
 from megatron_urpo.policy.logprobs import token_logprobs
-from megatron_urpo.policy.model import ModelPart, build_model
+from megatron_urpo.policy.model import ModelPart, build_model, frozen_copy
 from megatron_urpo.policy.optimizer import build_optimizer, build_scheduler, wrap_model
-from megatron_urpo.policy.packing import PackedBatch
+from megatron_urpo.policy.packing import PackedBatch, TokenSequence, pack
 from megatron_urpo.policy.parallel import Parallel
 
 Loss = Callable[[Tensor, Tensor, PackedBatch], tuple[Tensor, dict[str, float]]]
@@ -38,11 +42,45 @@ class Policy:
     model: Any
     optimizer: Any
     scheduler: Any
+    reference: ModelPart | None = None
+    """The weights the run began with, frozen; kept where the objective has a KL term."""
+    temperature: float = 1.0
+    """What logits are divided by: log-probabilities are those of the distribution that completions are sampled from."""
 
     @property
     def alignment(self) -> int:
-        """Sequence parallelism cuts a micro-batch's tokens evenly over the tensor-parallel ranks."""
-        return self.parallel.tensor if self.part.config.sequence_parallel else 1
+        """What the number of a micro-batch's tokens must be a multiple of."""
+        config = self.part.config
+        recipe = config.fp8_recipe if config.fp8 else None
+        return token_alignment(recipe, self.parallel.tensor, config.sequence_parallel)
+
+    def micro_batches(
+        self, sequences: Sequence[TokenSequence], max_tokens: int, names: Sequence[str]
+    ) -> list[PackedBatch]:
+        """This rank's share of `sequences`, packed into equally many micro-batches on every data-parallel rank.
+
+        `sequences` are the same on every rank. No micro-batch is above `max_tokens`, its padding included. `names` are
+        the values that are packed. Raises ValueError for a sequence that is too long.
+        """
+        align, shape = self.alignment, self.part.shape
+        flops = partial(
+            sequence_flops,
+            num_layers=shape.num_layers,
+            hidden_size=shape.hidden_size,
+            ffn_hidden_size=shape.ffn_hidden_size,
+            num_heads=shape.num_heads,
+            num_query_groups=shape.num_query_groups,
+            head_dim=shape.head_dim,
+            vocab_size=shape.vocab_size,
+        )
+        plan = plan_microbatches(
+            [sequence.num_input_tokens for sequence in sequences],
+            [flops(sequence.num_input_tokens, sequence.num_targets) for sequence in sequences],
+            max_tokens=max_tokens // align * align,
+            num_ranks=self.parallel.data,
+        )
+        share = plan[self.parallel.data_rank]
+        return [pack([sequences[index] for index in indices], align, self.parallel.device, names) for indices in share]
 
     def forward_backward(self, batches: Sequence[PackedBatch], loss: Loss) -> dict[str, float]:
         """Accumulates the gradients of `loss` over this rank's `batches`; returns this rank's sums.
@@ -53,7 +91,7 @@ class Policy:
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
         sums: dict[str, float] = {}
-        for part in self._run(batches, partial(self._loss_step, loss), forward_only=False):
+        for part in self._run(self.model, batches, partial(self._loss_step, loss), forward_only=False):
             for name, value in part.items():
                 sums[name] = sums.get(name, 0.0) + value
         return sums if self.parallel.tensor_rank == 0 else {}
@@ -61,19 +99,30 @@ class Policy:
     @torch.no_grad()
     def logprobs(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
         """Log-probabilities [R] of each batch's targets; on the last pipeline stage, elsewhere an empty list."""
-        return self._run(batches, self._logprob_step, forward_only=True)
+        return self._run(self.model, batches, partial(self._logprob_step, self.part), forward_only=True)
+
+    @torch.no_grad()
+    def reference_logprobs(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
+        """The same, by the reference."""
+        assert self.reference is not None, "build_policy(with_reference=True) keeps one"
+        finish = partial(self._logprob_step, self.reference)
+        return self._run(self.reference.module, batches, finish, forward_only=True)
 
     def step(self) -> float:
         """One optimizer update from the accumulated gradients. Returns their global norm before clipping.
 
         Where that norm is not finite nothing is updated: AdamW would carry the damage into every later step.
         """
-        self.optimizer.prepare_grads()
-        grad_norm = float(self.optimizer.get_grad_norm())
+        grad_norm = self.grad_norm()
         if math.isfinite(grad_norm):
             self.optimizer.step()
         self.scheduler.step(increment=1)
         return grad_norm
+
+    def grad_norm(self) -> float:
+        """Global norm of the accumulated gradients."""
+        self.optimizer.prepare_grads()
+        return float(self.optimizer.get_grad_norm())
 
     def skip_updates(self, count: int) -> None:
         """Advances the learning-rate schedule by `count` updates that do not happen."""
@@ -96,7 +145,9 @@ class Policy:
         for _ in weights:
             pass
 
-    def _run(self, batches: Sequence[PackedBatch], finish: Callable[..., Any], forward_only: bool) -> list[Any]:
+    def _run(
+        self, model: Any, batches: Sequence[PackedBatch], finish: Callable[..., Any], forward_only: bool
+    ) -> list[Any]:
         def forward_step(batches: Iterator[PackedBatch], model: Any) -> tuple[Tensor, Callable[..., Any]]:
             batch = next(batches)
             output = model(batch.tokens_1T, batch.positions_1T, None, packed_seq_params=batch.packed)
@@ -105,7 +156,7 @@ class Policy:
         results: list[Any] = get_forward_backward_func()(
             forward_step_func=forward_step,
             data_iterator=iter(batches),
-            model=[self.model],
+            model=[model],
             num_microbatches=len(batches),
             seq_length=max(batch.tokens_1T.shape[1] for batch in batches),
             micro_batch_size=1,
@@ -114,25 +165,28 @@ class Policy:
         )
         return results
 
-    def _response_logprobs(self, batch: PackedBatch, hidden_T1H: Tensor) -> tuple[Tensor, Tensor]:
+    def _response_logprobs(self, part: ModelPart, batch: PackedBatch, hidden_T1H: Tensor) -> tuple[Tensor, Tensor]:
         group = None
         if self.parallel.tensor > 1:
             group = parallel_state.get_tensor_model_parallel_group()
             # Each rank's gradient of the hidden states covers its rows of the vocabulary; backward adds them up.
-            if self.part.config.sequence_parallel:
+            if part.config.sequence_parallel:
                 hidden_T1H = gather_from_sequence_parallel_region(hidden_T1H)
             else:
                 hidden_T1H = copy_to_tensor_model_parallel_region(hidden_T1H)
-        module = self.part.module
         hidden_RH = hidden_T1H[:, 0][batch.predicting_R]
-        return token_logprobs(hidden_RH, module.output_weight, batch.targets_R, self.part.shape.vocab_size, group)
+        if self.temperature != 1.0:
+            hidden_RH = hidden_RH / self.temperature  # logits are linear in it
+        return token_logprobs(hidden_RH, part.module.output_weight, batch.targets_R, part.shape.vocab_size, group)
 
     def _loss_step(self, loss: Loss, batch: PackedBatch, hidden_T1H: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
-        value, sums = loss(*self._response_logprobs(batch, hidden_T1H), batch)
+        value, sums = loss(*self._response_logprobs(self.part, batch, hidden_T1H), batch)
         return value, torch.zeros((), dtype=torch.int), sums
 
-    def _logprob_step(self, batch: PackedBatch, hidden_T1H: Tensor, non_loss_data: bool = True) -> Tensor:
-        return self._response_logprobs(batch, hidden_T1H)[0]
+    def _logprob_step(
+        self, part: ModelPart, batch: PackedBatch, hidden_T1H: Tensor, non_loss_data: bool = True
+    ) -> Tensor:
+        return self._response_logprobs(part, batch, hidden_T1H)[0]
 
 
 def build_policy(
@@ -142,11 +196,15 @@ def build_policy(
     parallel: Parallel,
     num_steps: int,
     updates_per_step: int,
+    with_reference: bool = False,
+    fp8: Fp8Config = NO_FP8,
+    temperature: float = 1.0,
 ) -> Policy:
     """The policy at step 0. Raises ConfigError where the model or the layout cannot be built."""
-    part = build_model(model, layout, parallel)
+    part = build_model(model, layout, fp8, parallel)
+    reference = frozen_copy(part, model, layout, fp8, parallel) if with_reference else None
     wrapped = wrap_model(part, layout.distributed_optimizer)
     wrapped.broadcast_params()
     optimizer_state = build_optimizer(wrapped, optimizer, layout.distributed_optimizer)
     scheduler = build_scheduler(optimizer_state, optimizer, num_steps, updates_per_step)
-    return Policy(part, parallel, wrapped, optimizer_state, scheduler)
+    return Policy(part, parallel, wrapped, optimizer_state, scheduler, reference, temperature)

@@ -1,7 +1,8 @@
 """The two kinds of layers that a model can be built of.
 
 `te`: Transformer Engine's fused layers, as megatron-core specifies them. `torch`: megatron-core's local layers with the
-two parts that they lack filled in: a norm that knows of sequence parallelism, and attention over packed sequences.
+two parts that they lack filled in: a norm that knows of sequence parallelism, and attention over packed sequences. On
+CPUs, where nothing is fused, norm and gated activation are those of `elementwise.py`.
 """
 
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_with_transformer_engine_spec,
 )
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import (
     TransformerBlockSubmodules,
@@ -24,6 +26,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_urpo.config import ConfigError
+from megatron_urpo.policy.elementwise import rms_norm, swiglu
 
 SpecName = Literal["torch", "te"]
 
@@ -51,6 +54,8 @@ def layer_spec(name: SpecName, config: TransformerConfig) -> Any:
     attention.core_attention = PackedAttention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = TorchRMSNorm
+    if not config.bias_activation_fusion:
+        layer.mlp.module = GatedMLP
     return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=TorchRMSNorm)
 
 
@@ -61,6 +66,19 @@ class TorchRMSNorm(torch.nn.RMSNorm):
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         # finalize_model_grads sums the gradients of parameters with this mark over the tensor-parallel ranks.
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.eps is not None
+        return super().forward(x) if x.is_cuda else rms_norm(x, self.weight, self.eps)
+
+
+class GatedMLP(MLP):  # type: ignore[misc]
+    """megatron-core's MLP without biases, gated by silu, with the activation in one piece."""
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, Tensor | None]:
+        gate_and_value, _no_bias = self.linear_fc1(hidden_states)
+        output: tuple[Tensor, Tensor | None] = self.linear_fc2(swiglu(gate_and_value))
+        return output
 
 
 class PackedAttention(MegatronModule):  # type: ignore[misc]

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from megatron_urpo.algorithm.microbatches import plan_microbatches
-from megatron_urpo.policy.packing import PackedBatch, TokenSequence, pack
+from megatron_urpo.policy.packing import PackedBatch, TokenSequence
 from megatron_urpo.policy.policy import Policy
 
 
@@ -15,15 +14,7 @@ def supervised_step(policy: Policy, sequences: Sequence[TokenSequence], max_toke
     loss = sum of -weight * log-probability / sum of weights, over the whole batch.
     """
     total = sum(sum(sequence.values["weights"]) for sequence in sequences)
-    plan = plan_microbatches(
-        [sequence.num_input_tokens for sequence in sequences],
-        max_tokens=max_tokens - (policy.alignment - 1),
-        num_ranks=policy.parallel.data,
-    )
-    batches = [
-        pack([sequences[index] for index in indices], policy.alignment, policy.parallel.device, ["weights"])
-        for indices in plan[policy.parallel.data_rank]
-    ]
+    batches = policy.micro_batches(sequences, max_tokens, ["weights"])
 
     def loss(logprobs_R: Tensor, _: Tensor, batch: PackedBatch) -> tuple[Tensor, dict[str, float]]:
         value = -(batch.values["weights"] * logprobs_R).sum() / total

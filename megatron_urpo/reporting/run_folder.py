@@ -5,7 +5,7 @@ environment.json     commit, versions, hardware
 metrics.jsonl        one object a step; step 0 is the model before training
 transcripts/         step_000012.jsonl, one object a group
 checkpoints/
-dumps/               samples of steps whose loss or gradient was not finite, if any
+batches/             step_000012.npz, what the step learned from (see batches.py)
 """
 
 import json
@@ -14,13 +14,12 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from megatron_urpo.reporting.jsonl import append_row, keep_rows, read_rows, replace_bytes, write_rows
-from megatron_urpo.types import Sample
+from megatron_urpo.reporting.batches import Batches
+from megatron_urpo.reporting.jsonl import append_row, keep_rows, read_rows, replace_bytes
 
 PACKAGES = (
     "megatron-urpo", "torch", "megatron-core", "transformer-engine", "transformers", "tokenizers", "safetensors",
@@ -36,6 +35,7 @@ class RunFolder:
         self.metrics_file = path / "metrics.jsonl"
         self.transcripts = path / "transcripts"
         self.checkpoints = path / "checkpoints"
+        self.batches = Batches(path)
         self.transcripts.mkdir(parents=True, exist_ok=True)
 
     def write_config(self, resolved: str) -> None:
@@ -58,21 +58,16 @@ class RunFolder:
     def transcript_file(self, step: int) -> Path:
         return self.transcripts / f"step_{step:06d}.jsonl"
 
-    def dump(self, step: int, samples: Sequence[Sample]) -> None:
-        """Keeps the samples of a step that went wrong: dumps/step_000012.jsonl, one object a sample."""
-        folder = self.path / "dumps"
-        folder.mkdir(exist_ok=True)
-        write_rows(folder / f"step_{step:06d}.jsonl", [asdict(sample) for sample in samples])
-
     def truncate_after(self, step: int) -> None:
         """Forgets what a run that is resumed at `step` will write again.
 
-        Drops metrics and transcripts of later steps, and a last line that a crash cut off.
+        Drops metrics, transcripts and batches of later steps, and a last line that a crash cut off.
         """
         keep_rows(self.metrics_file, lambda row: bool(row["step"] <= step))
         for file in self.transcripts.glob("step_*.jsonl"):
             if int(file.stem.removeprefix("step_")) > step:
                 file.unlink()
+        self.batches.forget_after(step)
 
 
 def environment(world_size: int, devices: Sequence[str]) -> dict[str, Any]:

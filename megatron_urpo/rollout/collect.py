@@ -25,6 +25,10 @@ class Rollout:
     groups: tuple[Group, ...]
     seconds: dict[str, float]
 
+    def __add__(self, later: "Rollout") -> "Rollout":
+        seconds = {work: self.seconds[work] + later.seconds[work] for work in self.seconds}
+        return Rollout(self.groups + later.groups, seconds)
+
 
 def collect(
     prompts: Sequence[Prompt],
@@ -33,9 +37,11 @@ def collect(
     verifier: Verifier,
     config: Config,
     step: int,
+    earlier: Sequence[Prompt] = (),
 ) -> Rollout:
     """Plays, judges and scores `prompts` with the policy of version `step`.
 
+    `earlier`: prompts of the same step that were collected before; one that comes again is sampled anew.
     Raises StalePolicyError for tokens of another version; an error of any coroutine cancels the others and is raised.
     """
     session = Session(
@@ -49,24 +55,28 @@ def collect(
         temperature=config.rollout.temperature,
         scoring=ScoringPrompts(config.referee, tokenizer),
     )
-    groups = asyncio.run(gather_groups(session, prompts, collect_group))
+    groups = asyncio.run(gather_groups(session, prompts, collect_group, earlier))
     return Rollout(groups, session.clock.seconds)
 
 
 async def gather_groups(
-    session: Session, prompts: Sequence[Prompt], one: Callable[[Session, Prompt, Slot], Awaitable[Group]]
+    session: Session,
+    prompts: Sequence[Prompt],
+    one: Callable[[Session, Prompt, Slot], Awaitable[Group]],
+    earlier: Sequence[Prompt] = (),
 ) -> tuple[Group, ...]:
     """`one` for every prompt side by side; the groups in the order of `prompts`."""
 
     async def run(prompt: Prompt, slot: Slot) -> Group:
         return await one(session, prompt, slot)
 
-    return tuple(await run_all(run(prompt, slot) for prompt, slot in zip(prompts, slots(prompts), strict=True)))
+    places = slots(prompts, earlier)
+    return tuple(await run_all(run(prompt, slot) for prompt, slot in zip(prompts, places, strict=True)))
 
 
-def slots(prompts: Sequence[Prompt]) -> list[Slot]:
+def slots(prompts: Sequence[Prompt], earlier: Sequence[Prompt] = ()) -> list[Slot]:
     """A prompt that occurs twice in a batch is sampled with different seeds."""
-    seen: Counter[str] = Counter()
+    seen = Counter(prompt.id for prompt in earlier)
     result = []
     for index, prompt in enumerate(prompts):
         result.append(Slot(index, seen[prompt.id]))

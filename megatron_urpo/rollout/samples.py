@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_urpo.algorithm.advantages import group_advantages
-from megatron_urpo.types import Group, Sample
+from megatron_urpo.types import Group, Sample, Task
 
 NO_SIGNAL = "no_signal"
 
@@ -63,6 +63,11 @@ def build_samples(groups: Sequence[Group]) -> SampleBatch:
             )
         ),
     )
+
+
+def tasks_without_signal(groups: Sequence[Group]) -> list[Task]:
+    """The task of each group whose completions were rewarded, and all the same."""
+    return [group.prompt.task for group in groups if group.dropped is None and not _has_signal(group)]
 
 
 def _has_signal(group: Group) -> bool:

@@ -84,7 +84,7 @@ def logits_gap(policy: Policy, reference: torch.nn.Module, row: list[int]) -> fl
 
     batch = pack([TokenSequence(row, 1)], policy.alignment, policy.parallel.device)
     with torch.no_grad():
-        mine = policy._run([batch], local_logits, forward_only=True)
+        mine = policy._run(policy.model, [batch], local_logits, forward_only=True)
         want = reference(torch.tensor([row[:-1]])).logits[0]
     shards = [part[0] for part in policy.parallel.gather(mine) if part][: policy.parallel.tensor]
     got = torch.cat(shards, -1)[: len(row) - 1, :VOCABULARY]

@@ -1,6 +1,7 @@
 """Two ranks of test_ranks: talk between ranks, and log-probabilities over a vocabulary that both share."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +39,33 @@ def talk(parallel: Parallel) -> dict[str, Any]:
 
 
 def vocabulary_parallel(parallel: Parallel) -> dict[str, float]:
-    """Largest differences from one rank with the whole vocabulary of 101 words, the last rank's part padded to 51."""
+    """Largest differences from whole logits of 101 words; two ranks share these, the last one's part padded to 51.
+
+    Gradients are those of a mean over the tokens, as a training loss is.
+    """
     generator = torch.Generator().manual_seed(0)
     words, tokens, size = 101, 30, 16
-    whole = torch.zeros(102, size)
+    whole = torch.full((102, size), 50.0)
     whole[:words] = torch.randn(words, size, generator=generator)
-    whole[words:] = 50.0
     start = torch.randn(tokens, size, generator=generator)
     targets = torch.randint(0, words, (tokens,), generator=generator)
-    mix = torch.randn(2, tokens, generator=generator)
+    mix = torch.randn(2, tokens, generator=generator) / tokens
 
-    def run(weight: torch.Tensor, group: dist.ProcessGroup | None) -> list[torch.Tensor]:
-        hidden, weight = start.clone().requires_grad_(), weight.clone().requires_grad_()
-        logprob, entropy = token_logprobs(hidden, weight, targets, words, group, chunk_elements=7 * 51)
+    def results(hidden: torch.Tensor, weight: torch.Tensor, function: Callable[..., Any]) -> list[torch.Tensor]:
+        hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        logprob, entropy = function(hidden, weight)
         gradients = torch.autograd.grad((mix[0] * logprob + mix[1] * entropy).sum(), (hidden, weight))
         return [logprob.detach(), entropy.detach(), *gradients]
 
+    def chunked(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return token_logprobs(hidden, weight, targets, words, dist.group.WORLD, chunk_elements=7 * 51)
+
+    def whole_logits(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logprobs = torch.log_softmax(hidden @ weight[:words].t(), -1)
+        return logprobs.gather(1, targets[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
+
     part = slice(51 * parallel.rank, 51 * (parallel.rank + 1))
-    ours, want = run(whole[part], dist.group.WORLD), run(whole, None)
+    ours, want = results(start, whole[part], chunked), results(start, whole, whole_logits)
     dist.all_reduce(ours[2])  # each rank has its share of the gradient of the hidden states
     want[3] = want[3][part]
     names = ("logprob", "entropy", "grad_hidden", "grad_weight")

@@ -36,5 +36,5 @@ def test_three_steps_that_are_not_finite_stop() -> None:
     for _ in range(2):
         health = health.after(8, {"policy/not_finite": 1.0})
         health.check(CONFIG, {})
-    with pytest.raises(TrainingStopped, match=str(Path("r") / "dumps")):
+    with pytest.raises(TrainingStopped, match=str(Path("r") / "batches")):
         health.after(8, {"policy/not_finite": 1.0}).check(CONFIG, {})

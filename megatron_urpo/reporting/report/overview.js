@@ -111,6 +111,12 @@ function learning(data) {
     { label: 'spread within a group', color: 'var(--neutral)', dash: '7 3', xs: steps, ys: series[`reward/std/${task}`] || [] }] });
   const byTask = (area, name, note) => chart({ title: name, note, series: TASKS.map((task) => ({
     label: task, color: TASK_COLORS[task], dash: TASK_DASHES[task], xs: steps, ys: series[`${area}/${task}`] || [] })) });
+  // Measured every few steps: drawn through what was measured, without holes between.
+  const sparse = (area, name, note) => chart({ title: name, note, series: TASKS.map((task) => {
+    const ys = series[`${area}/${task}`] || [];
+    const measured = ys.map((_, i) => i).filter((i) => ys[i] !== null);
+    return { label: task, color: TASK_COLORS[task], dash: TASK_DASHES[task], xs: measured.map((i) => steps[i]), ys: measured.map((i) => ys[i]) };
+  }) });
   const one = (metric, name, note) => chart({ title: name, note, series: [{ label: words(metric.split('/').at(-1)), color: 'var(--c1)', xs: steps, ys: series[metric] || [] }] });
   return section('curves', title, (perPoint > 1 ? `A point is the mean of ${perPoint} steps. ` : '') +
     (steps.length >= SMOOTH_FROM ? 'Thin: single steps; bold: running mean. ' : '') + 'Point at a curve, or focus it and use the arrow keys, to read a step. A group without reward spread has no advantage and teaches nothing.',
@@ -118,6 +124,8 @@ function learning(data) {
     TASKS.map(reward),
     byTask('completions/length_mean', 'Mean completion length, tokens'),
     byTask('completions/truncated_fraction', 'Share cut off by the length limit'),
+    byTask('loss/share', 'Share of the objective: |advantage| over tokens'),
+    sparse('policy/grad_norm', 'Gradient norm of each task\u2019s part'),
     one('policy/entropy', 'Policy entropy'), one('policy/clip_fraction', 'Clip fraction'),
     one('policy/grad_norm', 'Gradient norm, before clipping'), one('mismatch/kl', 'Mismatch of engine and trainer (KL)'),
     one('policy/kl_old', 'Drift from the policy that wrote the batch (KL)'), one('policy/loss', 'Loss'), one('policy/lr', 'Learning rate')));

@@ -10,10 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from megatron_urpo.config.schema import LossConfig, ModelConfig, OptimizerConfig, ParallelConfig
+from megatron_urpo.policy.objective import GrpoLoss
 from megatron_urpo.policy.packing import PackedBatch, TokenSequence, pack
 from megatron_urpo.policy.parallel import Parallel, joined_ranks
 from megatron_urpo.policy.policy import Policy, build_policy
-from megatron_urpo.policy.update import GrpoLoss, update
+from megatron_urpo.policy.update import VALUES, update
 from megatron_urpo.types import Sample
 from tests.support.models import make_model
 
@@ -169,9 +170,8 @@ def test_fewer_samples_than_data_parallel_ranks(model_folder: Path, parallel: Pa
     """A rank without a sample runs a micro-batch of padding through the same loss."""
     policy = make_policy(model_folder, parallel, lr=1.0)
     before = {name: tensor.clone() for name, tensor in policy.export()}
-    names = ["advantages", "rollout_logprobs"]
     loss = GrpoLoss(LossConfig(), 7)
-    sums = policy.forward_backward([pack([], 4, parallel.device, names)], loss)
+    sums = policy.forward_backward([pack([], 4, parallel.device, VALUES)], loss)
     assert sums["tokens"] == 0
     assert policy.step() == 0.0
     for name, tensor in policy.export():

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_urpo.reporting.batches import Origin
 from megatron_urpo.reporting.run_folder import RunFolder
 
 
@@ -37,6 +38,7 @@ def test_resume_forgets_later_steps_and_a_torn_line(tmp_path: Path) -> None:
     for step in range(5):
         folder.append_metrics(step, {"x": step})
         folder.transcript_file(step).write_text("{}\n")
+        folder.batches.write(step, (), Origin({}, 1, 1, "cpu"))
     kept = (tmp_path / "metrics.jsonl").read_text().splitlines()[:3]
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "x"')
@@ -44,6 +46,7 @@ def test_resume_forgets_later_steps_and_a_torn_line(tmp_path: Path) -> None:
     folder.truncate_after(2)
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == kept
     assert sorted(file.name for file in folder.transcripts.iterdir()) == [f"step_00000{i}.jsonl" for i in range(3)]
+    assert folder.batches.steps() == [0, 1, 2]
     folder.append_metrics(3, {"x": 9})
     assert steps(folder) == [0, 1, 2, 3]
 
