@@ -7,6 +7,8 @@
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 TORCH_VERSION=2.13.0
+# Only for tests of kernels without a GPU. Not among the constraints: a CUDA build of torch brings the version it needs.
+TRITON_VERSION=3.8.0
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
@@ -34,9 +36,13 @@ install_torch() {
     fi
 }
 
+install_triton() {
+    "$ROOT/.venv/bin/python" -c 'import triton' 2>/dev/null || pip_install --no-deps "triton==$TRITON_VERSION"
+}
+
 prepare_environment() {
     local extra=${1:-} python stamp mark="$ROOT/.venv/.installed${1:+-$1}"
-    stamp=$(cat "$ROOT/setup.py" "$ROOT/constraints/cpu.txt" | cksum)
+    stamp=$(cat "$ROOT/setup.py" "$ROOT/constraints/cpu.txt" "${BASH_SOURCE[0]}" | cksum)
     if [ "$(cat "$mark" 2>/dev/null)" != "$stamp" ]; then
         python=$(find_python) || exit 1
         echo "Preparing .venv with $("$python" --version); this takes a few minutes the first time"
@@ -44,6 +50,9 @@ prepare_environment() {
         install_torch || fail "torch $TORCH_VERSION could not be installed; is a package index reachable from here (network, proxy, PIP_INDEX_URL)?"
         pip_install --editable "$ROOT${extra:+[$extra]}" ||
             fail "the dependencies could not be installed; is a package index reachable from here (network, proxy, PIP_INDEX_URL)?"
+        if [ "$extra" = dev ]; then
+            install_triton || fail "triton $TRITON_VERSION could not be installed; is a package index reachable from here (network, proxy, PIP_INDEX_URL)?"
+        fi
         echo "$stamp" >"$mark"
     fi
     export PATH="$ROOT/.venv/bin:$PATH"
