@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
 # Sets up the environment and runs the tests; arguments go to pytest, e.g. `bash scripts/test.sh tests/unit -k tau`.
+# Without an SGLang environment the tests of real servers are skipped; with REQUIRE_SGLANG=1 that is an error.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/chromium.sh"
 prepare_environment dev
 ensure_chromium
+if ! bash scripts/sglang_cpu/install.sh; then
+    [ "${REQUIRE_SGLANG:-}" != 1 ] || fail "REQUIRE_SGLANG=1, and there is no SGLang environment (above: why)"
+    echo "no SGLang environment (above: why); the tests of real servers will be skipped" >&2
+fi
 
 exec python -m pytest "$@"

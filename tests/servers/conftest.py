@@ -1,0 +1,68 @@
+"""The environment of real servers, and one server that the tests of this folder share."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from tests.servers.process import READY_SECONDS, Server, run_sglang
+from tests.support.models import make_model
+from tests.support.world import write_tokenizer
+
+ROOT = Path(__file__).parent.parent.parent
+INSTALL = ROOT / "scripts" / "sglang_cpu" / "install.sh"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.timeout(2 * READY_SECONDS))  # the first test waits for the server to start
+
+
+@pytest.fixture(scope="session")
+def sglang_python() -> Path:
+    """The interpreter of the environment that scripts/sglang_cpu/install.sh made; skips where there is none.
+
+    With REQUIRE_SGLANG=1 a missing environment is a failure.
+    """
+    folder = Path(os.environ.get("SGLANG_VENV") or ROOT / ".venv-sglang")
+    checked = subprocess.run(["bash", str(INSTALL), "--check", str(folder)], capture_output=True, text=True)
+    if checked.returncode != 0:
+        reason = checked.stderr.strip()
+        if os.environ.get("REQUIRE_SGLANG") == "1":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    return folder / "bin" / "python"
+
+
+@pytest.fixture(scope="session")
+def _finish_on_sigterm() -> Iterator[None]:
+    """A terminated test run ends through the fixtures, so that no server outlives it."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        pytest.exit("terminated", returncode=128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen2 of 127 words with a tokenizer, which SGLang asks for although it is sent token ids alone."""
+    folder = tmp_path_factory.mktemp("served") / "model"
+    make_model(folder, "qwen2")
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(
+    sglang_python: Path, model: Path, tmp_path_factory: pytest.TempPathFactory, _finish_on_sigterm: None
+) -> Iterator[Server]:
+    with run_sglang(sglang_python, model, tmp_path_factory.mktemp("sglang")) as started:
+        yield started
