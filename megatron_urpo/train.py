@@ -47,7 +47,8 @@ def train(config: Config, resolved: str = "") -> int:
                 rollout = collect_step(config.rollout, prompts, collect, step)
                 samples = build_samples(rollout.groups)
                 parallel.from_rank0(rank0.keep, step + 1, samples.samples)
-                measure_tasks = due(step + 1, config.logging.task_gradients_every, config.num_steps)
+                every = config.logging.task_gradients_every
+                measure_tasks = every > 0 and due(step + 1, every, config.num_steps)
                 stats = update(policy, samples.samples, config.loss, measure_tasks)
                 health = health.after(len(samples.samples), stats)
                 step += 1

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Measures one thing side by side with a peer or a floor:  bash scripts/benchmark.sh NAME [ARGUMENTS]
 #   planner    packing and balancing of a long-tailed batch against the lower bound and first-fit decreasing
+#   step       one GRPO step here and in TRL 1.16, which gets an environment of its own: seconds by part
 #   logprobs   log-probabilities in chunks against whole logits: time and peak memory
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
