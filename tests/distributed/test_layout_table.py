@@ -97,9 +97,12 @@ class Table:
     def __init__(self, folder: Path):
         self.folder = folder
         self.results: dict[Row, dict[str, Any]] = {}
+        self.launched: set[tuple[int, int, int]] = set()
 
     def result(self, row: Row) -> dict[str, Any]:
         if row not in self.results:
+            assert launch_of(row) not in self.launched, "its ranks failed: the first test that asked for them says how"
+            self.launched.add(launch_of(row))
             everyone = dict.fromkeys((*ROWS, *(row.reference for row in ROWS)))
             rows = [other for other in everyone if launch_of(other) == launch_of(row)]
             ranks, tensor, pipeline = launch_of(row)

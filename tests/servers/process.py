@@ -76,11 +76,13 @@ def run_sglang(python: Path, model: Path, folder: Path, *flags: str) -> Iterator
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         server = Server(f"http://127.0.0.1:{port}", process, log, Path(scratch))
+        shared_memory: set[Path] = set()
         try:
             wait_until_ready(server)
+            shared_memory |= server.shared_memory()  # now, since one that dies by itself can no longer be asked
             yield server
         finally:
-            stop(server)
+            stop(server, shared_memory)
 
 
 def wait_until_ready(server: Server) -> None:
@@ -101,14 +103,15 @@ def last_lines(log: Path, num_lines: int = 20) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-num_lines:])
 
 
-def stop(server: Server) -> None:
-    """Ends the server's process tree by pid and removes its shared memory.
+def stop(server: Server, shared_memory: set[Path]) -> None:
+    """Ends the server's process tree by pid and removes `shared_memory` and what else of it the processes hold.
 
     The first process goes first: the kernel then ends its scheduler, which asked for that, and the semaphores are
     removed by a helper that outlives them. A kill of the whole group would take that helper too. The file in which a
     scheduler publishes its load is never removed by SGLang itself.
     """
-    processes, shared_memory = server.processes(), server.shared_memory()
+    processes = server.processes()
+    left_behind = shared_memory | server.shared_memory()
     for process in processes[:1]:
         process.kill()
     _, left = psutil.wait_procs(processes, timeout=STOP_SECONDS)
@@ -116,5 +119,5 @@ def stop(server: Server) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(left, timeout=STOP_SECONDS)
-    for path in shared_memory:
+    for path in left_behind:
         path.unlink(missing_ok=True)
