@@ -40,6 +40,7 @@ setup(
         "pydantic>=2.7",
         "pyyaml",
         "click>=8.1",
+        "aiohttp>=3.10",
         "rich",
         "numpy",
         "pyarrow",

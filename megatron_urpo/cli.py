@@ -138,6 +138,7 @@ def _user_errors() -> Iterator[None]:
     warnings.filterwarnings("ignore", module=r"(megatron|torch)\b")
     from megatron_urpo.data.errors import DataError
     from megatron_urpo.health import TrainingStopped
+    from megatron_urpo.protocols import EngineError, RankZeroError, WeightsLost
     from megatron_urpo.quality import QualityError
 
     try:
@@ -145,7 +146,9 @@ def _user_errors() -> Iterator[None]:
     except (ConfigError, DataError) as error:
         _tell("\n".join(f"error: {line}" for line in str(error).splitlines()))
         sys.exit(2)
-    except (TrainingStopped, QualityError) as error:
+    except RankZeroError:
+        sys.exit(1)  # rank 0 says it
+    except (TrainingStopped, QualityError, EngineError, WeightsLost) as error:
         _tell(f"Error: {error}")
         sys.exit(1)
 

@@ -1,10 +1,13 @@
 """Evaluation of a Hugging Face folder by itself, without a trainer."""
 
+import contextlib
 import json
+import sys
+from functools import partial
 
 from megatron_urpo.config import Config, ConfigError
+from megatron_urpo.engines import DTYPES, open_engine
 from megatron_urpo.evaluate import evaluate
-from megatron_urpo.inference.connect import connect
 from megatron_urpo.policy.hf.folder import WeightFolder
 from megatron_urpo.policy.hf.table import weight_entries
 from megatron_urpo.preflight import check_inputs
@@ -18,11 +21,10 @@ def evaluate_folder(config: Config) -> str:
         raise ConfigError("evaluation.data: is empty; give held-out prompt stores to evaluate on")
     weights = WeightFolder(config.model.path)
     names = [name for entry in weight_entries(inputs.shape, "torch") for name in entry.hf]
-    engine = connect(config, inputs.tokenizer.stop_token_ids)
+    dtype = DTYPES[config.model.dtype]
+    tell = partial(print, file=sys.stderr)
     verifier = MathVerifier(config.verifier.workers, config.verifier.timeout_seconds, config.verifier.memory_mib)
-    try:
-        engine.update_weights(((name, weights[name]) for name in names), version=0)
+    opened = open_engine(config, inputs.shape, inputs.tokenizer.stop_token_ids, tell)
+    with contextlib.closing(verifier), opened as (engine, receiver):
+        receiver.update_weights(((name, weights[name].to(dtype)) for name in names), version=0)
         return json.dumps(evaluate(engine, inputs.tokenizer, verifier, inputs.held_out, config), indent=2)
-    finally:
-        verifier.close()
-        engine.close()

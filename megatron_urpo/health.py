@@ -49,4 +49,5 @@ _HINTS = {
     " completions are all alike",
     "prompt_too_long": "questions are longer than rollout.max_prompt_tokens",
     "scoring_prompt_too_long": "scoring prompts are longer than referee.max_prompt_tokens",
+    "engine_failed": "the engine's servers answered no request; their logs are in the run folder",
 }

@@ -18,6 +18,7 @@ DROP_CAUSES = (
     "no_signal",
     "prompt_too_long",
     "scoring_prompt_too_long",
+    "engine_failed",
     *(f"verdict_{outcome}" for outcome in VERDICT_OUTCOMES if outcome != "ok"),
 )
 

@@ -18,6 +18,7 @@ from megatron_urpo.data.chat import load_tokenizer
 from megatron_urpo.data.errors import DataError
 from megatron_urpo.data.store import load_prompts
 from megatron_urpo.data.stream import PromptStream
+from megatron_urpo.inference.connect import check_engine
 from megatron_urpo.policy.fp8 import check_fp8
 from megatron_urpo.policy.hf.folder import WeightFolder
 from megatron_urpo.policy.hf.shape import ModelShape, check_layout, read_shape
@@ -50,6 +51,7 @@ def check_inputs(config: Config) -> Inputs:
     prompts = _load_prompts("data.train", config.data.train)
     held_out = _load_prompts("evaluation.data", config.evaluation.data)
     inputs = Inputs(shape, tokenizer, prompts, held_out)
+    check_engine(config, shape.vocab_size)
     stream = inputs.stream(config)  # raises where the curriculum asks for a task that the store lacks
     check_program(config.evaluation.scorer)
     _check_resume(config, shape, stream)

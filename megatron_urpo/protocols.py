@@ -1,12 +1,49 @@
-"""Where the layers of hands meet: an engine, a chat tokenizer and a policy, each as its users see it."""
+"""Where the layers of hands meet: an engine, its servers, a chat tokenizer and a policy, each as its users see it."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 from megatron_urpo.types import Completion, GenerationRequest, Message
 
 if TYPE_CHECKING:
     import torch
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class EngineError(RuntimeError):
+    """Generation cannot go on, and the run with it; the message names the engine and says why."""
+
+
+class GenerationFailed(RuntimeError):
+    """One request got no answer, after every retry that is safe. The engine serves others."""
+
+
+class WeightsLost(RuntimeError):
+    """No server of the engine has the policy's weights any more, and at least one waits for them."""
+
+
+class PushAgain(RuntimeError):
+    """A server died in the middle of a weight update; the others need the whole of it once more."""
+
+
+class ServerGone(RuntimeError):
+    """A server did not answer: it refused the connection, broke it, or let the deadline pass."""
+
+
+class ServerRefused(RuntimeError):
+    """A server answered that it did not do what it was asked to; `status` is the HTTP status."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class RankZeroError(RuntimeError):
+    """Rank 0 failed in a call whose result the other ranks were waiting for."""
 
 
 class Generator(Protocol):
@@ -17,7 +54,11 @@ class Generator(Protocol):
         """Version of the weights that the next token would be sampled from; -1 before the first update."""
 
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
-        """`request.num_completions` completions, in the order of their index."""
+        """`request.num_completions` completions, in the order of their index.
+
+        Raises GenerationFailed where this request alone has to be given up, WeightsLost where weights have to be sent
+        again before any request can be served, EngineError where none ever will be.
+        """
 
 
 class WeightReceiver(Protocol):
@@ -27,11 +68,75 @@ class WeightReceiver(Protocol):
         """All or nothing: on an error the old weights and the old version stay."""
 
 
-class Engine(Generator, WeightReceiver, Protocol):
-    """What `train` holds: it generates and takes new weights."""
+class Engine(Generator, Protocol):
+    """What `train` holds: it generates, and says how it fares."""
+
+    def describe(self) -> str:
+        """Program, version and precision, in a few words."""
+
+    def take_counts(self) -> dict[str, float]:
+        """Metrics `engine/...` of what happened since the last call."""
 
     def close(self) -> None:
         """Give back processes, sockets and memory."""
+
+
+class UpdatableServer(Protocol):
+    """A server whose weights are replaced over HTTP, by a thread of its own: every call blocks until it has answered.
+
+    All raise ServerGone and ServerRefused. Between `begin_update` and `end_update` it generates nothing.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its address."""
+
+    @property
+    def tensor(self) -> int:
+        """Its tensor-parallel size."""
+
+    def begin_update(self) -> None:
+        """Stops generation, also where an earlier update broke off half way."""
+
+    def load_folder(self, folder: Path) -> None:
+        """Reads every weight from the safetensors files of `folder`, which it can see under the same path."""
+
+    def load_tensors(self, pickled: Sequence[bytes]) -> None:
+        """Takes, for each of its ranks, a pickled list of (Hugging Face name, tensor in memory that both share)."""
+
+    def join_group(self, group: str, address: str, port: int, rank: int, world_size: int, backend: str) -> None:
+        """Its ranks join a process group as `rank`, `rank` + 1, ...; returns when all members have joined."""
+
+    def leave_group(self, group: str) -> None: ...
+
+    def receive(self, group: str, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> None:
+        """Takes part in one broadcast from rank 0 of the group: the tensors' bytes, one after the other."""
+
+    def end_update(self, version: int) -> None:
+        """Forgets what was cached for the old weights, stamps `version`, and generates again."""
+
+
+class ServerPool(Protocol):
+    """The servers of an engine as weight updates see them."""
+
+    def updatable(self) -> Sequence[UpdatableServer]:
+        """Those that answer. Raises EngineError where none does and none is being started."""
+
+    def updated(self, servers: Sequence[UpdatableServer], version: int) -> None:
+        """From now on these, and no others, serve `version`."""
+
+    def lost(self, server: UpdatableServer, error: Exception) -> None:
+        """`server` failed in an update: it serves nothing before it has come back and got weights."""
+
+
+class Ranks(Protocol):
+    """What makes processes that run the same program agree."""
+
+    @property
+    def rank(self) -> int: ...
+
+    def from_rank0(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`function` runs on rank 0; every rank gets its result, or an exception."""
 
 
 class WeightSource(Protocol):

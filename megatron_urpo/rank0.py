@@ -9,19 +9,24 @@ import torch
 from rich.console import Console
 
 from megatron_urpo.config import Config
+from megatron_urpo.engines import open_engine
 from megatron_urpo.evaluate import evaluate
-from megatron_urpo.inference.connect import connect
+from megatron_urpo.inference.embedded import EmbeddedEngine
+from megatron_urpo.inference.fleet import FleetEngine
 from megatron_urpo.metrics import rollout_metrics
+from megatron_urpo.parity import check_mismatch
 from megatron_urpo.policy.parallel import Parallel
 from megatron_urpo.preflight import Inputs
-from megatron_urpo.protocols import Engine
+from megatron_urpo.protocols import WeightReceiver, WeightsLost
 from megatron_urpo.reporting import Progress, RunFolder, WandbLog, before_after_table, write_transcript
 from megatron_urpo.reporting.batches import Origin
 from megatron_urpo.reporting.report import ReportError, write_report
 from megatron_urpo.reward.verifiable.pool import MathVerifier
 from megatron_urpo.rollout.collect import Rollout, collect
 from megatron_urpo.rollout.samples import SampleBatch
-from megatron_urpo.types import Prompt, Sample
+from megatron_urpo.types import GenerationRequest, Prompt, Sample
+
+PROBE_TOKENS = 32
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -31,11 +36,12 @@ def due(step: int, every: int, last: int) -> bool:
 
 @dataclass
 class Rank0:
-    """Its methods are called through `Parallel.from_rank0`, but for `engine`, which is None on the other ranks."""
+    """Its methods are called through `Parallel.from_rank0`; `engine` and `receiver` are None on the other ranks."""
 
     config: Config
     inputs: Inputs
-    engine: Engine | None = None
+    engine: EmbeddedEngine | FleetEngine | None = None
+    receiver: WeightReceiver | None = None
     verifier: MathVerifier = field(init=False)
     folder: RunFolder = field(init=False)
     origin: Origin = field(init=False)
@@ -56,15 +62,42 @@ class Rank0:
         else:
             self.folder.append_metrics(0, self.evaluate())  # step 0 is the model before training
 
-    def collect(self, prompts: Sequence[Prompt], step: int, earlier: Sequence[Prompt] = ()) -> Rollout:
-        """`earlier`: prompts of the same step that were collected before these."""
+    def collect(self, prompts: Sequence[Prompt], step: int, earlier: Sequence[Prompt] = ()) -> Rollout | None:
+        """`earlier`: prompts of the same step that were collected before these.
+
+        None where the engine has lost the weights: they have to be pushed before it is tried again.
+        """
         assert self.engine is not None
         if not earlier:
             self.step_start = time.perf_counter()
         self.progress.phase("rollout")
-        rollout = collect(prompts, self.engine, self.inputs.tokenizer, self.verifier, self.config, step, earlier)
+        try:
+            rollout = collect(prompts, self.engine, self.inputs.tokenizer, self.verifier, self.config, step, earlier)
+        except WeightsLost as error:
+            self.progress.say(f"{error}; step {step + 1} is collected again")
+            return None
+        for reason in rollout.failures:
+            self.progress.say(f"a prompt was given up: {reason}")
         self.progress.phase("update")
         return rollout
+
+    def probe(self) -> dict[str, Sample]:
+        """A short answer of each server, sampled as in training; none where the engine is in this process."""
+        if not isinstance(self.engine, FleetEngine):
+            return {}
+        prompt_ids = self.inputs.tokenizer.encode_chat(self.inputs.prompts[0].messages)
+        rollout = self.config.rollout
+        request = GenerationRequest(
+            prompt_ids=prompt_ids[: rollout.max_prompt_tokens],
+            num_completions=1,
+            max_new_tokens=min(PROBE_TOKENS, rollout.max_new_tokens),
+            temperature=rollout.temperature,
+            seed=self.config.seed,
+        )
+        return {
+            name: Sample(0, "reasoning", request.prompt_ids, completion.token_ids, 0.0, completion.logprobs)
+            for name, completion in self.engine.ask_each(request).items()
+        }
 
     def keep(self, step: int, samples: Sequence[Sample]) -> None:
         """Writes down what `step` is about to learn from, so that it can be replayed even where the update dies."""
@@ -81,12 +114,14 @@ class Rank0:
         return {**metrics, "time/evaluation": time.perf_counter() - start}
 
     def record(self, step: int, rollout: Rollout, batch: SampleBatch, stats: dict[str, float]) -> None:
-        """One line of metrics.jsonl and one transcript for the step that ended."""
+        """One line of metrics.jsonl and one transcript for the step that ended; stops a run whose engine drifts."""
+        assert self.engine is not None
         config = self.config
         seconds = time.perf_counter() - self.step_start
         metrics = {
             **rollout_metrics(rollout.groups, batch.num_dropped, config),
             **stats,
+            **self.engine.take_counts(),
             **{f"time/{name}": value for name, value in rollout.seconds.items()},
             "time/step": seconds,
         }
@@ -99,6 +134,7 @@ class Rank0:
         self.folder.append_metrics(step, metrics)
         self.wandb.log(step, metrics)
         self.progress.step(step, metrics)
+        check_mismatch(config, metrics, self.engine.describe())
 
     def finish(self) -> None:
         """The table of before and after, where both were measured, and the report."""
@@ -122,12 +158,13 @@ class Rank0:
         with contextlib.ExitStack() as stack:
             if parallel.rank == 0:
                 room.folder = RunFolder(config.run_dir)
-                room.engine = connect(config, inputs.tokenizer.stop_token_ids)
-                stack.callback(room.engine.close)
+                room.progress = stack.enter_context(Progress(config.num_steps, start))
+                stop_ids, say = inputs.tokenizer.stop_token_ids, room.progress.say
+                opened = open_engine(config, inputs.shape, stop_ids, say)
+                room.engine, room.receiver = stack.enter_context(opened)
                 verifier = config.verifier
                 room.verifier = MathVerifier(verifier.workers, verifier.timeout_seconds, verifier.memory_mib)
                 stack.callback(room.verifier.close)
                 room.wandb = WandbLog(config)
                 stack.callback(room.wandb.close)
-                room.progress = stack.enter_context(Progress(config.num_steps, start))
             yield room

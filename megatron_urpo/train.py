@@ -1,6 +1,6 @@
 """The loop. Every rank runs it; rank 0 talks to the engine, the others get its results.
 
-    prompts -> rollout -> samples -> update -> push_weights -> record
+    prompts -> rollout -> samples -> update -> send_weights -> record
 
 A rollout at step n is written by policy version n; the update makes version n + 1.
 """
@@ -21,7 +21,7 @@ from megatron_urpo.rollout.collect import Rollout
 from megatron_urpo.rollout.samples import build_samples
 from megatron_urpo.signals import StopRequest
 from megatron_urpo.types import Prompt
-from megatron_urpo.weight_sync.push import push_weights
+from megatron_urpo.weights import send_weights
 
 
 def train(config: Config, resolved: str = "") -> int:
@@ -36,11 +36,13 @@ def train(config: Config, resolved: str = "") -> int:
         prompts = inputs.stream(config)
         step, health = resume(config, policy, prompts)
         with Rank0.open(config, inputs, parallel, step) as rank0:
-            push_weights(policy, rank0.engine, version=step)
+            send_weights(policy, rank0, version=step)
             parallel.from_rank0(rank0.begin, step, resolved, parallel.world_size)
 
             def collect(batch: Sequence[Prompt], step: int, earlier: Sequence[Prompt]) -> Rollout:
-                return parallel.from_rank0(rank0.collect, batch, step, earlier)
+                while (rollout := parallel.from_rank0(rank0.collect, batch, step, earlier)) is None:
+                    send_weights(policy, rank0, version=step)
+                return rollout
 
             stopped = False
             while step < config.num_steps and not stopped:
@@ -52,7 +54,7 @@ def train(config: Config, resolved: str = "") -> int:
                 stats = update(policy, samples.samples, config.loss, measure_tasks)
                 health = health.after(len(samples.samples), stats)
                 step += 1
-                stats |= push_weights(policy, rank0.engine, version=step)
+                stats |= send_weights(policy, rank0, version=step)
                 parallel.from_rank0(rank0.record, step, rollout, samples, stats)
                 health.check(config, samples.num_dropped)
                 stopped = parallel.any(stop.received is not None)

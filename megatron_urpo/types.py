@@ -69,6 +69,7 @@ class GenerationRequest:
 
     `seed` fixes the sampling: completion i draws from the stream (seed, i), whatever else is in its batch.
     `order` is the request's place among its contemporaries; an engine that forms batches does so by it.
+    Requests of one `group` share much of their prompts; an engine with several servers sends them to the same.
     `temperature` 0 is greedy.
     """
 
@@ -78,6 +79,7 @@ class GenerationRequest:
     temperature: float
     seed: int
     order: tuple[int, ...] = ()
+    group: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """Rules that span sections, explained in words with their arithmetic."""
 
+import re
+
 from megatron_urpo.config.schema import Config
 
 
@@ -12,6 +14,8 @@ def check_config(config: Config) -> None:
     _check_batch(config)
     _check_curriculum(config)
     _check_referee(config)
+    if config.rollout.engine == "sglang":
+        _check_servers(config)
     if config.parallel.sequence and config.parallel.tensor == 1:
         raise ConfigError(
             "parallel.sequence: true with parallel.tensor 1; sequence parallel splits the sequence over tensor-parallel"
@@ -71,6 +75,49 @@ def _check_curriculum(config: Config) -> None:
                 " so each `until` must be larger than the one before"
             )
         previous = phase.until or previous
+
+
+OWN_FLAGS = {
+    "model-path": "model.path",
+    "model": "model.path",
+    "host": "rollout.sglang.urls",
+    "port": "rollout.sglang.port",
+    "dtype": "rollout.sglang.dtype",
+    "tp-size": "rollout.sglang.tensor",
+    "tensor-parallel-size": "rollout.sglang.tensor",
+    "base-gpu-id": "rollout.sglang.first_gpu",
+    "skip-tokenizer-init": "every server that a run starts",
+    "skip-server-warmup": "every server that a run starts",
+}
+"""Flags of a server that other values of the config set."""
+
+
+def _check_servers(config: Config) -> None:
+    servers = config.rollout.sglang
+    for name in servers.flags:
+        if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
+            raise ConfigError(
+                f"rollout.sglang.flags: {name!r} is no name of a flag; write it in small letters with single dashes"
+                " between words, without leading ones, e.g. mem-fraction-static"
+            )
+        if name in OWN_FLAGS:
+            raise ConfigError(f"rollout.sglang.flags: {name} is set by {OWN_FLAGS[name]}; leave it out here")
+    for url in servers.urls:
+        if not re.fullmatch(r"https?://[^/?#\s]+/?", url):
+            raise ConfigError(f"rollout.sglang.urls: {url!r} is no address of a server; write http://HOST:PORT")
+    if len(set(servers.urls)) < len(servers.urls):
+        raise ConfigError("rollout.sglang.urls: names a server twice; name each once")
+    remote = [url for url in servers.urls if not re.match(r"https?://(127\.|localhost[:/]|localhost$)", url)]
+    if remote and config.weight_sync.transport == "tensor":
+        raise ConfigError(
+            f"weight_sync.transport: tensor shares memory with servers of this machine, {remote[0]} is another; use"
+            " broadcast or disk"
+        )
+    if remote and config.weight_sync.transport == "broadcast" and config.weight_sync.address.startswith("127."):
+        raise ConfigError(
+            f"weight_sync.address: {config.weight_sync.address} cannot be reached from {remote[0]}; give this machine's"
+            " own address"
+        )
 
 
 def _check_referee(config: Config) -> None:

@@ -1,16 +1,25 @@
 """From the config to a running engine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from megatron_urpo.config import Config
 from megatron_urpo.inference.embedded import EmbeddedEngine
-from megatron_urpo.protocols import Engine
+from megatron_urpo.inference.fleet import FleetEngine
+from megatron_urpo.inference.sglang.accept import check_urls
+from megatron_urpo.inference.sglang.connect import connect_sglang
 
 
-def connect(config: Config, stop_token_ids: Sequence[int]) -> Engine:
-    """The engine that `config.rollout.engine` names; it has no weights before the first `update_weights`."""
+def connect(
+    config: Config, stop_token_ids: Sequence[int], vocab_size: int, tell: Callable[[str], None]
+) -> EmbeddedEngine | FleetEngine:
+    """The engine that `config.rollout.engine` names; it has no weights before the first update.
+
+    `tell` gets a line for everything that happens to a server. Raises ConfigError and EngineError.
+    """
+    if config.rollout.engine == "sglang":
+        return connect_sglang(config, stop_token_ids, vocab_size, tell)
     embedded = config.rollout.embedded
     on_gpu = torch.cuda.is_available()
     return EmbeddedEngine(
@@ -20,3 +29,9 @@ def connect(config: Config, stop_token_ids: Sequence[int]) -> Engine:
         device=torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu"),
         max_batch_tokens=embedded.max_batch_tokens,
     )
+
+
+def check_engine(config: Config, vocab_size: int) -> None:
+    """Raises ConfigError for what can be known to be wrong of the engine before anything is started."""
+    if config.rollout.engine == "sglang":
+        check_urls(config, vocab_size)

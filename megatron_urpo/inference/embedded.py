@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatron_urpo.inference.batching import Row, plan_batch
@@ -78,6 +79,7 @@ class EmbeddedEngine:
         self._vocab_size = int(model_config.vocab_size)
         self._stop_token_ids = tuple(stop_token_ids)
         self._max_batch_tokens = max_batch_tokens
+        self._dtype = dtype
         self._version = -1
         self._pending: list[_Pending] = []
         self._driver: asyncio.Task[None] | None = None
@@ -106,6 +108,13 @@ class EmbeddedEngine:
             self._pending = [pending]
             self._driver = loop.create_task(self._drive())
         return await pending.future
+
+    def describe(self) -> str:
+        return f"embedded, transformers {transformers.__version__}, {self._dtype}".replace("torch.", "")
+
+    def take_counts(self) -> dict[str, float]:
+        """Nothing can happen to an engine in this process that would not end it."""
+        return {}
 
     def close(self) -> None:
         """Frees the weights; the engine cannot be used afterwards."""

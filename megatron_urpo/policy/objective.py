@@ -22,7 +22,8 @@ class GrpoLoss:
 
     def __call__(self, logprobs_R: Tensor, entropy_R: Tensor, batch: PackedBatch) -> tuple[Tensor, dict[str, float]]:
         config, values = self.config, batch.values
-        old_R = values.setdefault("old_logprobs", logprobs_R.detach())
+        first_R = values.setdefault("first_logprobs", logprobs_R.detach())
+        old_R = values.setdefault("old_logprobs", first_R)
         if "weights" not in values:
             values["weights"] = rollout_weights(config, old_R, batch)
         total, stats = clipped_policy_loss(

@@ -20,13 +20,10 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron_urpo.config import ConfigError
 from megatron_urpo.config.schema import ParallelConfig
 from megatron_urpo.policy import platform
+from megatron_urpo.protocols import RankZeroError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class RankZeroError(RuntimeError):
-    """Rank 0 failed in a call whose result the other ranks were waiting for."""
 
 
 @dataclass(frozen=True)

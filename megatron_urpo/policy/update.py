@@ -61,7 +61,7 @@ def update(
     batches = [batch for minibatch in minibatches for batch in minibatch.batches]
     return {
         **policy_metrics(policy.parallel, sums, len(grad_norms)),
-        **mismatch_metrics(policy.parallel, batches),
+        **mismatch_metrics(policy.parallel, *_measured(minibatches, loss)),
         **token_metrics(policy.parallel, batches, sum(minibatch.num_tokens for minibatch in minibatches)),
         **task_shares(samples),
         **by_task,
@@ -71,6 +71,14 @@ def update(
         "time/logprobs": recomputed - start,
         "time/update": time.perf_counter() - recomputed,
     }
+
+
+def measure_mismatch(policy: Policy, samples: Sequence[Sample], loss: LossConfig) -> dict[str, float]:
+    """`mismatch/...` of samples at the present weights; nothing is learned from them."""
+    batches = prepare(policy, samples, loss).batches
+    for batch, logprobs_R in zip(batches, policy.logprobs(batches), strict=False):
+        batch.values["trainer_logprobs"] = logprobs_R
+    return mismatch_metrics(policy.parallel, batches, "trainer_logprobs")
 
 
 def task_grad_norms(policy: Policy, samples: Sequence[Sample], loss: LossConfig) -> dict[str, float]:
@@ -102,6 +110,16 @@ def prepare(policy: Policy, samples: Sequence[Sample], loss: LossConfig) -> Mini
         denominator=denominator([len(sample.completion_ids) for sample in samples], loss.normalization),
         num_tokens=sum(sequence.num_input_tokens for sequence in sequences),
     )
+
+
+def _measured(minibatches: Sequence[MiniBatch], loss: LossConfig) -> tuple[Sequence[PackedBatch], str]:
+    """Micro-batches that hold the trainer's log-probabilities at the weights that wrote them, and their name there.
+
+    Where the old ones are the engine's, those are the first pass's, before an optimizer step came between.
+    """
+    if loss.old_logprobs == "rollout":
+        return minibatches[0].batches, "first_logprobs"
+    return [batch for minibatch in minibatches for batch in minibatch.batches], "old_logprobs"
 
 
 def _split_by_group(samples: Sequence[Sample], count: int) -> list[list[Sample]]:

@@ -30,8 +30,8 @@ def policy_metrics(parallel: Parallel, sums: Mapping[str, float], num_updates: i
     return metrics
 
 
-def mismatch_metrics(parallel: Parallel, batches: Sequence[PackedBatch]) -> dict[str, float]:
-    """How far the engine's log-probabilities are from the trainer's, at the weights that wrote the samples.
+def mismatch_metrics(parallel: Parallel, batches: Sequence[PackedBatch], name: str) -> dict[str, float]:
+    """How far the engine's log-probabilities are from the trainer's, which stand in the batches' value `name`.
 
     `mismatch/kl`: mean k3 estimate of KL(engine || trainer) at the sampled tokens; `mismatch/max`: the largest
     difference; both for each task too. `mismatch/weight_mean`, `mismatch/masked_fraction`: of the importance weights
@@ -39,32 +39,32 @@ def mismatch_metrics(parallel: Parallel, batches: Sequence[PackedBatch]) -> dict
     """
     parts: dict[str, list[float]] = {}
     for batch in batches:
-        if "old_logprobs" in batch.values and batch.targets_R.numel() and parallel.tensor_rank == 0:
-            for name, numbers in _gaps(batch).items():
+        if name in batch.values and batch.targets_R.numel() and parallel.tensor_rank == 0:
+            for suffix, numbers in _gaps(batch, name).items():
                 count, kl, largest, *weights = numbers
-                known = parts.setdefault(name, [0.0] * 5)
+                known = parts.setdefault(suffix, [0.0] * 5)
                 known[0] += count
                 known[1] += kl
                 known[2] = max(known[2], largest)
                 known[3:] = [a + b for a, b in zip(known[3:], weights, strict=True)]
     metrics: dict[str, float] = {}
     everywhere = parallel.gather(parts)
-    for name in ("", *(f"/{task}" for task in TASKS)):
-        found = [part[name] for part in everywhere if name in part]
+    for suffix in ("", *(f"/{task}" for task in TASKS)):
+        found = [part[suffix] for part in everywhere if suffix in part]
         if found:
             tokens = sum(part[0] for part in found)
-            metrics[f"mismatch/kl{name}"] = sum(part[1] for part in found) / tokens
-            metrics[f"mismatch/max{name}"] = max(part[2] for part in found)
-        if found and not name:
+            metrics[f"mismatch/kl{suffix}"] = sum(part[1] for part in found) / tokens
+            metrics[f"mismatch/max{suffix}"] = max(part[2] for part in found)
+        if found and not suffix:
             metrics["mismatch/weight_mean"] = sum(part[3] for part in found) / tokens
             metrics["mismatch/masked_fraction"] = sum(part[4] for part in found) / tokens
     return metrics
 
 
-def _gaps(batch: PackedBatch) -> dict[str, tuple[float, ...]]:
+def _gaps(batch: PackedBatch, trainer: str) -> dict[str, tuple[float, ...]]:
     """By "" and by "/task": tokens, summed k3, largest difference, summed weights, tokens of weight 0."""
     values = batch.values
-    gap_R = (values["old_logprobs"] - values["rollout_logprobs"]).double()
+    gap_R = (values[trainer] - values["rollout_logprobs"]).double()
     weights_R = values.get("weights", torch.ones_like(gap_R))
     chosen = {"": torch.ones_like(gap_R, dtype=torch.bool)}
     chosen |= {f"/{task}": values["task"] == index for index, task in enumerate(TASKS)}

@@ -6,17 +6,19 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from megatron_urpo.config import Config
-from megatron_urpo.protocols import ChatTokenizer, Generator
+from megatron_urpo.protocols import ChatTokenizer, GenerationFailed, Generator
 from megatron_urpo.rollout.concurrency import run_all
 from megatron_urpo.rollout.groups import collect_group
 from megatron_urpo.rollout.scoring_prompt import ScoringPrompts
 from megatron_urpo.rollout.session import Session, Slot, Verifier
 from megatron_urpo.types import Group, Prompt
 
+ENGINE_FAILED = "engine_failed"
+
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Groups in the order of their prompts.
+    """Groups in the order of their prompts; `failures` says why some have no completions.
 
     `seconds`: wall-clock time with at least one request in flight, for `rollout` (completions that are rewarded),
     `judge` (scores of instruction groups) and `verify` (answers). They overlap, so they do not add up.
@@ -24,10 +26,11 @@ class Rollout:
 
     groups: tuple[Group, ...]
     seconds: dict[str, float]
+    failures: tuple[str, ...] = ()
 
     def __add__(self, later: "Rollout") -> "Rollout":
         seconds = {work: self.seconds[work] + later.seconds[work] for work in self.seconds}
-        return Rollout(self.groups + later.groups, seconds)
+        return Rollout(self.groups + later.groups, seconds, self.failures + later.failures)
 
 
 def collect(
@@ -56,7 +59,7 @@ def collect(
         scoring=ScoringPrompts(config.referee, tokenizer),
     )
     groups = asyncio.run(gather_groups(session, prompts, collect_group, earlier))
-    return Rollout(groups, session.clock.seconds)
+    return Rollout(groups, session.clock.seconds, tuple(session.failures))
 
 
 async def gather_groups(
@@ -65,10 +68,17 @@ async def gather_groups(
     one: Callable[[Session, Prompt, Slot], Awaitable[Group]],
     earlier: Sequence[Prompt] = (),
 ) -> tuple[Group, ...]:
-    """`one` for every prompt side by side; the groups in the order of `prompts`."""
+    """`one` for every prompt side by side; the groups in the order of `prompts`.
+
+    A prompt that the engine gave up on is a dropped group.
+    """
 
     async def run(prompt: Prompt, slot: Slot) -> Group:
-        return await one(session, prompt, slot)
+        try:
+            return await one(session, prompt, slot)
+        except GenerationFailed as error:
+            session.failures.append(str(error))
+            return Group(prompt, (), (), (), (), (), dropped=ENGINE_FAILED)
 
     places = slots(prompts, earlier)
     return tuple(await run_all(run(prompt, slot) for prompt, slot in zip(prompts, places, strict=True)))

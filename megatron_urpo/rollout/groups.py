@@ -59,6 +59,7 @@ async def preference_group(session: Session, prompt: PreferencePrompt, slot: Slo
         temperature=session.temperature,
         seed=session.seed(prompt, slot, "referee"),
         order=(ORDER_PREFERENCE, slot.index),
+        group=slot.index,
     )
     completions = await session.generate(request, "rollout")
     judgements = tuple(read(session, scoring, completion) for completion in completions)

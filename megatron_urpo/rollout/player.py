@@ -31,6 +31,7 @@ async def play(session: Session, prompt: ReasoningPrompt | InstructionPrompt, sl
         temperature=session.temperature,
         seed=session.seed(prompt, slot, "player"),
         order=(ORDER_PLAY, slot.index),
+        group=slot.index,
     )
     completions = await session.generate(request, "rollout")
     return Play(prompt_ids, completions, session.texts(completions))

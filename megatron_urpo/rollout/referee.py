@@ -59,6 +59,7 @@ async def _ask(session: Session, prompt: Prompt, scoring: ScoringPrompt, slot: S
         temperature=REASK_TEMPERATURE if is_reask else referee.temperature,
         seed=session.seed(prompt, slot, "referee", attempt),
         order=(ORDER_JUDGE, slot.index, attempt),
+        group=slot.index,
     )
     (completion,) = await session.generate(request, "judge")
     return read(session, scoring, completion)

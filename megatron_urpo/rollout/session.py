@@ -57,6 +57,8 @@ class Session:
     temperature: float
     scoring: ScoringPrompts
     clock: Clock = field(default_factory=lambda: Clock(WORKS))
+    failures: list[str] = field(default_factory=list)
+    """Why the engine gave up on requests."""
 
     def seed(self, prompt: Prompt, slot: Slot, role: str, attempt: int = 0) -> int:
         return derive_seed(self.config.seed, self.scope, prompt.id, slot.repeat, role, attempt)

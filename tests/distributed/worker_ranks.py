@@ -10,7 +10,8 @@ import torch.distributed as dist
 
 from megatron_urpo.config.schema import ParallelConfig
 from megatron_urpo.policy.logprobs import token_logprobs
-from megatron_urpo.policy.parallel import Parallel, RankZeroError, joined_ranks
+from megatron_urpo.policy.parallel import Parallel, joined_ranks
+from megatron_urpo.protocols import RankZeroError
 from tests.distributed.launch import write_result
 
 

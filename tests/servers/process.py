@@ -1,12 +1,7 @@
-"""A real server as a child of the tests: started with one log file, and stopped so that nothing of it stays behind."""
+"""A real server as a child of the tests, started and stopped as a run starts and stops its own."""
 
 import contextlib
-import os
-import socket
-import subprocess
-import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,24 +9,38 @@ from pathlib import Path
 
 import psutil
 
+from megatron_urpo.config.schema import ServersConfig
+from megatron_urpo.inference.process import SHARED_MEMORY, ServerProcess
+from megatron_urpo.inference.sglang.launch import SGLangLauncher, choose_ports
+
 READY_SECONDS = 480  # a quiet machine needs 16; one with ten busy processes a core needed 200
-STOP_SECONDS = 20
-SHARED_MEMORY = Path("/dev/shm")
+CPU_FLAGS: dict[str, bool | int | float | str] = {
+    "device": "cpu",
+    "attention-backend": "torch_native",
+    "max-total-tokens": 16384,
+    "max-running-requests": 64,
+    "sleep-on-idle": True,  # otherwise each server keeps a whole core busy with waiting
+}
+CPU_ENVIRONMENT = {
+    "SGLANG_USE_CPU_ENGINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "HF_HUB_OFFLINE": "1",
+}
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers. `log` is everything it printed, `scratch` where it keeps its sockets."""
+    """A server that answers."""
 
     url: str
-    process: psutil.Popen
-    log: Path
-    scratch: Path
+    process: ServerProcess
 
     def processes(self) -> list[psutil.Process]:
         """The server's process and all below it; empty once it is gone."""
         try:
-            return [self.process, *self.process.children(recursive=True)]
+            first = psutil.Process(self.process.pid)
+            return [first, *first.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
 
@@ -44,80 +53,42 @@ class Server:
         return {path for path in found if path.is_relative_to(SHARED_MEMORY)}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def servers_config(python: Path, **values: object) -> ServersConfig:
+    """SGLang on a CPU in float32."""
+    given = {
+        "command": (str(python), "-m", "sglang.launch_server"),
+        "dtype": "float32",
+        "flags": CPU_FLAGS,
+        "environment": CPU_ENVIRONMENT,
+        "ready_seconds": READY_SECONDS,
+    }
+    return ServersConfig.model_validate({**given, **values})
 
 
 @contextlib.contextmanager
-def run_sglang(python: Path, model: Path, folder: Path, *flags: str) -> Iterator[Server]:
-    """Serves `model` on a CPU in float32 while the block runs; `folder` takes the log."""
-    port = free_port()
-    command = [
-        str(python), "-m", "sglang.launch_server", "--model-path", str(model),
-        "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--attention-backend", "torch_native",
-        "--dtype", "float32", "--max-total-tokens", "16384", "--max-running-requests", "64", "--skip-server-warmup",
-        *flags,
-    ]  # fmt: skip
-    environment = {
-        **os.environ,
-        "SGLANG_USE_CPU_ENGINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    log = folder / "server.log"
-    # Not under `folder`: the path of a Unix socket may have 107 characters.
-    with log.open("wb") as output, tempfile.TemporaryDirectory(prefix="sglang-") as scratch:
-        process = psutil.Popen(
-            command, env={**environment, "TMPDIR": scratch}, cwd=scratch, stdin=subprocess.DEVNULL, stdout=output,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-        server = Server(f"http://127.0.0.1:{port}", process, log, Path(scratch))
-        shared_memory: set[Path] = set()
-        try:
-            wait_until_ready(server)
-            shared_memory |= server.shared_memory()  # now, since one that dies by itself can no longer be asked
-            yield server
-        finally:
-            stop(server, shared_memory)
+def run_sglang(python: Path, model: Path, folder: Path, **flags: object) -> Iterator[Server]:
+    """Serves `model` while the block runs; `folder` takes the log."""
+    config = servers_config(python, flags={**CPU_FLAGS, **flags})
+    (port,) = choose_ports(config)
+    process = SGLangLauncher(config, model, 0, port).start(folder / "server.log")
+    try:
+        server = Server(f"http://127.0.0.1:{port}", process)
+        wait_until_ready(server)
+        process.remember_shared_memory()
+        yield server
+    finally:
+        process.stop()
 
 
 def wait_until_ready(server: Server) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while True:
-        if server.process.poll() is not None:
-            raise RuntimeError(f"the server ended with status {server.process.returncode}: {last_lines(server.log)}")
+        if server.process.status is not None:
+            raise RuntimeError(f"the server ended with status {server.process.status}: {server.process.last_lines()}")
         # /health generates a token: it answers once the model does, not only the web server.
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{server.url}/health", timeout=20) as answer:
             if answer.status == 200:
                 return
         if time.monotonic() > deadline:
-            raise RuntimeError(f"the server was not ready after {READY_SECONDS} s: {last_lines(server.log)}")
+            raise RuntimeError(f"the server was not ready after {READY_SECONDS} s: {server.process.last_lines()}")
         time.sleep(0.2)
-
-
-def last_lines(log: Path, num_lines: int = 20) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-num_lines:])
-
-
-def stop(server: Server, shared_memory: set[Path]) -> None:
-    """Ends the server's process tree by pid and removes `shared_memory` and what else of it the processes hold.
-
-    The first process goes first: the kernel then ends its scheduler, which asked for that, and the semaphores are
-    removed by a helper that outlives them. A kill of the whole group would take that helper too. The file in which a
-    scheduler publishes its load is never removed by SGLang itself.
-    """
-    processes = server.processes()
-    left_behind = shared_memory | server.shared_memory()
-    for process in processes[:1]:
-        process.kill()
-    _, left = psutil.wait_procs(processes, timeout=STOP_SECONDS)
-    for process in left:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(left, timeout=STOP_SECONDS)
-    for path in left_behind:
-        path.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -85,13 +86,12 @@ def test_server_is_the_pinned_version_and_tells_the_version_of_its_weights(serve
 def test_nothing_is_left_behind(sglang_python: Path, model: Path, tmp_path: Path) -> None:
     with contextlib.suppress(KeyboardInterrupt), run_sglang(sglang_python, model, tmp_path) as server:
         processes, port = server.processes(), int(server.url.rsplit(":", 1)[1])
-        assert len(processes) >= 3  # web server, scheduler, detokenizer
+        assert len(processes) >= 2  # web server, scheduler
         shared_memory = server.shared_memory()
         assert len(shared_memory) >= 2  # the scheduler's load, semaphores
         raise KeyboardInterrupt
-    assert [process for process in processes if process.is_running()] == []
+    assert [process for process in processes if runs(process)] == []
     assert [path for path in shared_memory if path.exists()] == []
-    assert not server.scratch.exists()
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
@@ -99,9 +99,13 @@ def test_nothing_is_left_behind(sglang_python: Path, model: Path, tmp_path: Path
 def test_a_server_that_ends_at_once_shows_its_last_lines(sglang_python: Path, model: Path, tmp_path: Path) -> None:
     with (
         pytest.raises(RuntimeError, match=r"ended with status 2: (.|\n)*--no-such-flag"),
-        run_sglang(sglang_python, model, tmp_path, "--no-such-flag"),
+        run_sglang(sglang_python, model, tmp_path, **{"no-such-flag": True}),
     ):
         pass
+
+
+def runs(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def test_check_names_the_way_out(tmp_path: Path) -> None:

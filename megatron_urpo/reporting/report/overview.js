@@ -124,11 +124,11 @@ function learning(data) {
     TASKS.map(reward),
     byTask('completions/length_mean', 'Mean completion length, tokens'),
     byTask('completions/truncated_fraction', 'Share cut off by the length limit'),
-    byTask('loss/share', 'Share of the objective: |advantage| over tokens'),
+    byTask('loss/share', 'Share of the objective, by |advantage|'),
     sparse('policy/grad_norm', 'Gradient norm of each task\u2019s part'),
     one('policy/entropy', 'Policy entropy'), one('policy/clip_fraction', 'Clip fraction'),
     one('policy/grad_norm', 'Gradient norm, before clipping'), one('mismatch/kl', 'Mismatch of engine and trainer (KL)'),
-    one('policy/kl_old', 'Drift from the policy that wrote the batch (KL)'), one('policy/loss', 'Loss'), one('policy/lr', 'Learning rate')));
+    one('policy/kl_old', 'Drift during the update (KL)'), one('policy/loss', 'Loss'), one('policy/lr', 'Learning rate')));
 }
 
 function heldOut(data) {

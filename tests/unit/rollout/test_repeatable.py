@@ -57,7 +57,7 @@ def test_verification_time_changes_nothing(tmp_path: Path) -> None:
         },
     )
     tokenizer = SmallTokenizer()
-    engine = connect(config, tokenizer.stop_token_ids)
+    engine = connect(config, tokenizer.stop_token_ids, tokenizer.vocab_size, print)
     engine.update_weights(model.state_dict().items(), version=3)
 
     def run(seed: int) -> Rollout:

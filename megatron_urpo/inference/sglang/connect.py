@@ -1,0 +1,51 @@
+"""From the config to a fleet of SGLang servers."""
+
+from collections.abc import Callable, Sequence
+
+from megatron_urpo.config import Config
+from megatron_urpo.inference.background import BackgroundLoop
+from megatron_urpo.inference.fleet.engine import FleetEngine, Seat
+from megatron_urpo.inference.fleet.member import Patience
+from megatron_urpo.inference.sglang.accept import check_info
+from megatron_urpo.inference.sglang.client import SGLangClient
+from megatron_urpo.inference.sglang.launch import LOOPBACK, SGLangLauncher, choose_ports
+
+
+def connect_sglang(
+    config: Config, stop_token_ids: Sequence[int], vocab_size: int, tell: Callable[[str], None]
+) -> FleetEngine:
+    """Servers that answer, without the policy's weights. Raises ConfigError and EngineError."""
+    servers = config.rollout.sglang
+    background = BackgroundLoop("sglang")
+    try:
+        ports = [] if servers.urls else choose_ports(servers)
+        urls = servers.urls or [f"http://{LOOPBACK}:{port}" for port in ports]
+        logs = config.run_dir / "servers"
+        seats = []
+        for index, url in enumerate(urls):
+            client = SGLangClient(
+                url,
+                background,
+                tensor=servers.tensor,
+                accept=lambda url, info: check_info(config, url, info),
+                stop_token_ids=stop_token_ids,
+                vocab_size=vocab_size,
+                update_seconds=servers.ready_seconds,
+            )
+            launcher = None if servers.urls else SGLangLauncher(servers, config.model.path, index, ports[index])
+            seats.append(Seat(client, launcher, logs / f"server_{index}.log"))
+        engine = FleetEngine(
+            seats,
+            background=background,
+            patience=Patience(servers.ready_seconds),
+            request_seconds=servers.request_seconds,
+            max_restarts=servers.max_restarts,
+            vocab_size=vocab_size,
+            max_tokens_in_flight=servers.max_tokens_in_flight,
+            tell=tell,
+        )
+    except BaseException:
+        background.close()
+        raise
+    engine.start()
+    return engine

@@ -1,0 +1,21 @@
+"""The policy's weights on their way to the engine: into its own process, or to the servers of a fleet, and checked."""
+
+from megatron_urpo.parity import check_server
+from megatron_urpo.policy.policy import Policy
+from megatron_urpo.policy.update import measure_mismatch
+from megatron_urpo.rank0 import Rank0
+from megatron_urpo.weight_sync.push import push_weights
+
+
+def send_weights(policy: Policy, rank0: Rank0, version: int) -> dict[str, float]:
+    """Collective. `push_weights`, and every `weight_sync.verify` versions a look at what each server makes of them.
+
+    Raises TrainingStopped where a server and the trainer disagree.
+    """
+    config, parallel = rank0.config, policy.parallel
+    metrics = push_weights(policy, rank0.receiver, version, parallel)
+    if config.weight_sync.verify and version % config.weight_sync.verify == 0:
+        for name, sample in parallel.from_rank0(rank0.probe).items():
+            found = measure_mismatch(policy, [sample], config.loss)
+            check_server(config, found, name)
+    return metrics
