@@ -31,7 +31,11 @@ class PushAgain(RuntimeError):
 
 
 class ServerGone(RuntimeError):
-    """A server did not answer: it refused the connection, broke it, or let the deadline pass."""
+    """A server did not answer: it refused the connection, broke it, or (`late`) let the deadline pass."""
+
+    def __init__(self, message: str, late: bool = False) -> None:
+        super().__init__(message)
+        self.late = late
 
 
 class ServerRefused(RuntimeError):

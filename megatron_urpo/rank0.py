@@ -61,9 +61,14 @@ class Rank0:
             self.progress.say(f"resumed at step {step} from {self.config.run_dir}")
         else:
             self.folder.append_metrics(0, self.evaluate())  # step 0 is the model before training
+        self.progress.begin()
 
-    def collect(self, prompts: Sequence[Prompt], step: int, earlier: Sequence[Prompt] = ()) -> Rollout | None:
-        """`earlier`: prompts of the same step that were collected before these.
+    def collect(
+        self, prompts: Sequence[Prompt], step: int, earlier: Sequence[Prompt] = (), version: int | None = None
+    ) -> Rollout | None:
+        """The groups of `step` by policy `version`, that of the step unless it is given.
+
+        `earlier`: prompts of the same step that were collected before these.
 
         None where the engine has lost the weights: they have to be pushed before it is tried again.
         """
@@ -72,7 +77,9 @@ class Rank0:
             self.step_start = time.perf_counter()
         self.progress.phase("rollout")
         try:
-            rollout = collect(prompts, self.engine, self.inputs.tokenizer, self.verifier, self.config, step, earlier)
+            rollout = collect(
+                prompts, self.engine, self.inputs.tokenizer, self.verifier, self.config, step, earlier, version
+            )
         except WeightsLost as error:
             self.progress.say(f"{error}; step {step + 1} is collected again")
             return None

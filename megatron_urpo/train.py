@@ -2,12 +2,11 @@
 
     prompts -> rollout -> samples -> update -> send_weights -> record
 
-A rollout at step n is written by policy version n; the update makes version n + 1.
+A rollout at step n is written by policy version n, or one older with `rollout.overlap`; the update makes version n + 1.
 """
 
-from collections.abc import Sequence
-
 from megatron_urpo.checkpoints import load_checkpoint, run_state, save_checkpoint
+from megatron_urpo.collecting import InStep, OneAhead
 from megatron_urpo.config import Config
 from megatron_urpo.data.stream import PromptStream
 from megatron_urpo.health import Health
@@ -16,11 +15,8 @@ from megatron_urpo.policy.policy import Policy, build_policy
 from megatron_urpo.policy.update import update
 from megatron_urpo.preflight import check_inputs
 from megatron_urpo.rank0 import Rank0, due
-from megatron_urpo.resample import collect_step
-from megatron_urpo.rollout.collect import Rollout
 from megatron_urpo.rollout.samples import build_samples
 from megatron_urpo.signals import StopRequest
-from megatron_urpo.types import Prompt
 from megatron_urpo.weights import send_weights
 
 
@@ -38,15 +34,10 @@ def train(config: Config, resolved: str = "") -> int:
         with Rank0.open(config, inputs, parallel, step) as rank0:
             send_weights(policy, rank0, version=step)
             parallel.from_rank0(rank0.begin, step, resolved, parallel.world_size)
-
-            def collect(batch: Sequence[Prompt], step: int, earlier: Sequence[Prompt]) -> Rollout:
-                while (rollout := parallel.from_rank0(rank0.collect, batch, step, earlier)) is None:
-                    send_weights(policy, rank0, version=step)
-                return rollout
-
+            batches = (OneAhead if config.rollout.overlap else InStep)(rank0, policy, prompts)
             stopped = False
             while step < config.num_steps and not stopped:
-                rollout = collect_step(config.rollout, prompts, collect, step)
+                rollout = batches.take(step)
                 samples = build_samples(rollout.groups)
                 parallel.from_rank0(rank0.keep, step + 1, samples.samples)
                 every = config.logging.task_gradients_every
@@ -54,12 +45,13 @@ def train(config: Config, resolved: str = "") -> int:
                 stats = update(policy, samples.samples, config.loss, measure_tasks)
                 health = health.after(len(samples.samples), stats)
                 step += 1
+                batches.settle()
                 stats |= send_weights(policy, rank0, version=step)
                 parallel.from_rank0(rank0.record, step, rollout, samples, stats)
                 health.check(config, samples.num_dropped)
                 stopped = parallel.any(stop.received is not None)
                 if stopped or due(step, config.checkpoint.every, config.num_steps):
-                    save_checkpoint(config, policy, run_state(policy, step, health, prompts.state()))
+                    save_checkpoint(config, policy, run_state(policy, step, health, batches.stream_state()))
             if not stopped:
                 policy.write_model(config.run_dir / "model", config.model.path)
                 parallel.from_rank0(rank0.finish)

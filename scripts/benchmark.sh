@@ -3,6 +3,8 @@
 #   planner    packing and balancing of a long-tailed batch against the lower bound and first-fit decreasing
 #   step       one GRPO step here and in TRL 1.16, which gets an environment of its own: seconds by part
 #   logprobs   log-probabilities in chunks against whole logits: time and peak memory
+#   collect    makespan of a collection that judges early against one with two barriers, on scripted servers
+#   faults     10,000 requests to scripted servers of which some break off or hang: what is answered, retries, memory
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
@@ -12,4 +14,5 @@ if [ -z "$name" ] || [ ! -f "$ROOT/scripts/benchmarks/$name.py" ]; then
     exit 2
 fi
 prepare_environment
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"  # the scripted servers are the tests' own
 exec python "scripts/benchmarks/$name.py" "${@:2}"

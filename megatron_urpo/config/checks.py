@@ -14,6 +14,8 @@ def check_config(config: Config) -> None:
     _check_batch(config)
     _check_curriculum(config)
     _check_referee(config)
+    if config.rollout.overlap:
+        _check_overlap(config)
     if config.rollout.engine == "sglang":
         _check_servers(config)
     if config.parallel.sequence and config.parallel.tensor == 1:
@@ -75,6 +77,25 @@ def _check_curriculum(config: Config) -> None:
                 " so each `until` must be larger than the one before"
             )
         previous = phase.until or previous
+
+
+def _check_overlap(config: Config) -> None:
+    if config.rollout.engine == "embedded":
+        raise ConfigError(
+            "rollout.overlap: 1 with rollout.engine embedded, which generates in the process that trains; use servers,"
+            " or set it to 0"
+        )
+    if config.rollout.resample_rounds:
+        raise ConfigError(
+            f"rollout.overlap: 1 with rollout.resample_rounds {config.rollout.resample_rounds}; what a batch ahead"
+            " lacks is known only when its own step begins; set one of them to 0"
+        )
+    if config.loss.old_logprobs == "recompute" and config.loss.rollout_correction == "none":
+        raise ConfigError(
+            "rollout.overlap: 1 with loss.old_logprobs recompute and loss.rollout_correction none; a batch is one"
+            " update older than the policy that learns from it, and nothing would correct for it; set"
+            " rollout_correction to token_tis or sequence_mis, or old_logprobs to rollout"
+        )
 
 
 OWN_FLAGS = {

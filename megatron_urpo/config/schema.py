@@ -109,7 +109,7 @@ class ServersConfig(Section):
     request_seconds: Positive = Field(1800.0, description="for one completion")
     max_restarts: int = Field(3, ge=0, description="of each server that this run started")
     max_tokens_in_flight: PositiveInt | None = Field(
-        None, description="prompt and new tokens asked of a server at once; default: twice what its KV cache holds"
+        None, description="prompt and new tokens asked of a server at once; default: four times what its KV cache holds"
     )
 
 
@@ -119,6 +119,9 @@ class RolloutConfig(Section):
     temperature: Positive = 1.0
     max_new_tokens: PositiveInt = 4096
     max_prompt_tokens: PositiveInt = Field(4096, description="a longer question is dropped and counted")
+    overlap: int = Field(
+        0, ge=0, le=1, description="1: the next batch is collected while this one trains, by weights one update older"
+    )
     resample_rounds: int = Field(0, ge=0, description="times that groups without signal are replaced in a step")
     embedded: EmbeddedConfig = EmbeddedConfig()
     sglang: ServersConfig = ServersConfig()

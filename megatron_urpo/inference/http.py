@@ -46,7 +46,7 @@ class HttpServer:
             async with asyncio.timeout(seconds), self._session.request(method, self.url + path, json=body) as answer:
                 status, is_json, text = answer.status, answer.content_type == JSON, await answer.text()
         except TimeoutError:
-            raise ServerGone(f"{self.url}{path}: no answer within {seconds:g} s") from None
+            raise ServerGone(f"{self.url}{path}: no answer within {seconds:g} s", late=True) from None
         except (aiohttp.ClientError, OSError, UnicodeDecodeError) as error:
             raise ServerGone(f"{self.url}{path}: {type(error).__name__}: {error}") from None
         if status != 200:

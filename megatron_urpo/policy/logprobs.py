@@ -2,7 +2,8 @@
 
 The logits of a long micro-batch are the largest tensor of a training step (4,096 tokens x 152k words in float32: 2.5
 GB, several times over in the backward pass). Here they never exist whole: forward and backward each compute them a
-chunk at a time. The price is one more matrix product in the backward pass.
+chunk at a time. The price is one more matrix product in the backward pass, which is not paid where all tokens are one
+chunk: then the exponentials of the forward pass are kept.
 
 Shapes: `_N` tokens, `_C` a chunk of them, `_H` hidden size, `_V` this rank's part of the (padded) vocabulary,
 `_S` parts of that part which are summed apart. Products are computed in the weight's dtype, everything after them in
@@ -11,6 +12,7 @@ bfloat16.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -70,15 +72,27 @@ class _TokenLogprobs(torch.autograd.Function):
         local_N = torch.where((local_N >= 0) & (local_N < width), local_N, -1)
         hidden_NH = hidden_NH.to(weight_VH.dtype)
         vocabulary_sums, ctx.gradients = _passes(kernel)
+        ctx.kept_NV = None
+        if kernel == "torch" and len(local_N) * width <= chunk_elements:
+            ctx.kept_NV = hidden_NH.new_empty(len(local_N), width, dtype=torch.float32)
+            vocabulary_sums = partial(vocabulary_sums, kept_NV=ctx.kept_NV)
         sums = vocabulary_sums(hidden_NH, weight_VH, local_N, num_real, chunk_elements)
         log_total_N, entropy_N, target_N = _combine(*sums, group)
         ctx.save_for_backward(hidden_NH, weight_VH, local_N, log_total_N, entropy_N)
-        ctx.num_real, ctx.chunk_elements = num_real, chunk_elements
+        ctx.num_real, ctx.chunk_elements, ctx.highest_N = num_real, chunk_elements, sums[0][0]
         return target_N - log_total_N, entropy_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        kept_NV, ctx.kept_NV = ctx.kept_NV, None  # written over: a second pass would compute them anew
         # A gradient is None where the result was not used.
+        if kept_NV is not None and grads[0] is not None and grads[1] is None:
+            hidden_NH, weight_VH, local_N, log_total_N, _ = ctx.saved_tensors
+            scale_N = (ctx.highest_N - log_total_N).exp_().mul_(grads[0]).neg_()
+            kept_NV.mul_(scale_N[:, None])  # -p times the gradient
+            _add_at_targets(kept_NV, local_N, grads[0])
+            grad_NV = kept_NV.to(weight_VH.dtype)
+            return grad_NV @ weight_VH, grad_NV.t() @ hidden_NH, None, None, None, None, None
         grad_hidden_NH, grad_weight_VH = ctx.gradients(*ctx.saved_tensors, *grads, ctx.num_real, ctx.chunk_elements)
         return grad_hidden_NH, grad_weight_VH, None, None, None, None, None
 
@@ -96,11 +110,17 @@ def _passes(kernel: Kernel) -> tuple[Callable[..., tuple[Tensor, Tensor]], Calla
 
 
 def vocabulary_sums(
-    hidden_NH: Tensor, weight_VH: Tensor, local_N: Tensor, num_real: int, chunk_elements: int
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    local_N: Tensor,
+    num_real: int,
+    chunk_elements: int,
+    kept_NV: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(highest logit [S, N], sums [S, 3, N]) as `_combine` takes them, here with S = 1.
 
     `local_N`: the row of each token's target, -1 where this rank does not have it. Rows from `num_real` are padding.
+    `kept_NV` is filled with exp(logit - highest logit of the token).
     """
     num_tokens = len(local_N)
     highest_1N = hidden_NH.new_empty(1, num_tokens, dtype=torch.float32)
@@ -110,7 +130,7 @@ def vocabulary_sums(
         target_C = logits_CV.gather(1, local_N[chunk].clamp(min=0)[:, None])[:, 0]
         highest_C = logits_CV.amax(-1)
         logits_CV -= highest_C[:, None]
-        weights_CV = logits_CV.exp()
+        weights_CV = torch.exp(logits_CV, out=None if kept_NV is None else kept_NV[chunk])
         highest_1N[0, chunk], sums_13N[0, 0, chunk] = highest_C, weights_CV.sum(-1)
         # Padding has weight 0 and a huge negative logit: their product is 0, as the entropy wants it.
         sums_13N[0, 1, chunk] = logits_CV.mul_(weights_CV).sum(-1)
@@ -147,8 +167,7 @@ def gradients(
             grad_CV -= grad_logprob_N[chunk][:, None]
         grad_CV *= probs_CV
         if grad_logprob_N is not None:
-            onehot_C = grad_logprob_N[chunk] * (local_N[chunk] >= 0)
-            grad_CV.scatter_add_(1, local_N[chunk].clamp(min=0)[:, None], onehot_C[:, None])
+            _add_at_targets(grad_CV, local_N[chunk], grad_logprob_N[chunk])
         rounded_CV = grad_CV.to(weight_VH.dtype)
         grad_hidden_NH[chunk] = rounded_CV @ weight_VH
         if weight_VH.dtype == torch.float32:
@@ -156,6 +175,11 @@ def gradients(
         else:
             grad_weight_VH += rounded_CV.t() @ hidden_NH[chunk]
     return grad_hidden_NH, grad_weight_VH.to(weight_VH.dtype)
+
+
+def _add_at_targets(grad_CV: Tensor, local_C: Tensor, grad_logprob_C: Tensor) -> None:
+    here_C = grad_logprob_C * (local_C >= 0)
+    grad_CV.scatter_add_(1, local_C.clamp(min=0)[:, None], here_C[:, None])
 
 
 def _chunks(num_tokens: int, width: int, chunk_elements: int) -> list[slice]:

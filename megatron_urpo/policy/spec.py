@@ -5,6 +5,7 @@ two parts that they lack filled in: a norm that knows of sequence parallelism, a
 CPUs, where nothing is fused, norm and gated activation are those of `elementwise.py`.
 """
 
+import math
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, Literal
@@ -111,21 +112,50 @@ class PackedAttention(MegatronModule):  # type: ignore[misc]
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
         assert packed_seq_params is not None, "this project trains on packed sequences only"
-        rows, unpad = padding_plan(packed_seq_params)
+        shapes, pad, unpad = padding_plan(packed_seq_params)
+        sizes = [math.prod(shape) for shape in shapes]
+        padded = [_Pad.apply(x, pad, unpad).split(sizes) for x in (query, key, value)]  # type: ignore[no-untyped-call]
         parts = []
-        for index in rows:
-            q, k, v = (x[index].transpose(1, 2) for x in (query, key, value))  # [sequences, heads, length, dim]
+        for shape, *rows in zip(shapes, *padded, strict=True):
+            q, k, v = (x.unflatten(0, shape).transpose(1, 2) for x in rows)  # [sequences, heads, length, dim]
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=True)
             parts.append(out.transpose(1, 2).flatten(0, 1))
-        return torch.cat(parts)[unpad].flatten(1)
+        return _Unpad.apply(torch.cat(parts), unpad).flatten(1)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def padding_plan(packed: PackedSeqParams) -> tuple[list[Tensor], Tensor]:
-    """For each length class the tokens of its padded rows, [sequences, length]; and the way back, [tokens].
+class _Pad(torch.autograd.Function):
+    """Padding has no gradient: no real token sees it, and what it sees itself is thrown away. So nothing is summed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pad: Tensor, unpad: Tensor) -> Tensor:
+        ctx.save_for_backward(unpad)
+        return x.index_select(0, pad)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0].index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _Unpad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, unpad: Tensor) -> Tensor:
+        ctx.save_for_backward(unpad)
+        ctx.num_padded = len(padded)
+        return padded.index_select(0, unpad)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        (unpad,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.num_padded, *grad.shape[1:]).index_copy_(0, unpad, grad), None
+
+
+def padding_plan(packed: PackedSeqParams) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
+    """(sequences, length) of each length class; the token at each place of their padded rows; each token's place.
 
     Padding repeats the last token: causal attention never shows it to the tokens before. Computed once a micro-batch.
     """
-    plan: tuple[list[Tensor], Tensor] | None = getattr(packed, "padding_plan", None)
+    plan: tuple[list[tuple[int, int]], Tensor, Tensor] | None = getattr(packed, "padding_plan", None)
     if plan is not None:
         return plan
     starts = packed.cu_seqlens_q.tolist()
@@ -133,7 +163,7 @@ def padding_plan(packed: PackedSeqParams) -> tuple[list[Tensor], Tensor]:
     for start, end in pairwise(starts):
         if end > start:
             classes.setdefault((end - start - 1).bit_length(), []).append((start, end))
-    rows, back = [], torch.empty(starts[-1], dtype=torch.long)
+    shapes, rows, unpad = [], [], torch.empty(starts[-1], dtype=torch.long)
     offset = 0
     for sequences in classes.values():
         first = torch.tensor([start for start, _ in sequences])
@@ -142,10 +172,11 @@ def padding_plan(packed: PackedSeqParams) -> tuple[list[Tensor], Tensor]:
         place = torch.arange(longest).expand(len(sequences), -1)
         index = first[:, None] + place.minimum(lengths[:, None] - 1)
         real = place < lengths[:, None]
-        back[index[real]] = offset + real.flatten().nonzero().flatten()
-        rows.append(index)
+        unpad[index[real]] = offset + real.flatten().nonzero().flatten()
+        shapes.append((len(sequences), longest))
+        rows.append(index.flatten())
         offset += index.numel()
     device = packed.cu_seqlens_q.device
-    plan = ([index.to(device) for index in rows], back.to(device))
+    plan = (shapes, torch.cat(rows).to(device), unpad.to(device))
     packed.padding_plan = plan
     return plan

@@ -51,6 +51,10 @@ class Progress:
     ) -> None:
         self._live.stop()
 
+    def begin(self) -> None:
+        """The first step starts now; what came before, such as servers that start, is no part of it."""
+        self._last = self._now()
+
     def phase(self, name: str) -> None:
         """What runs now, e.g. `rollout`; shown on a terminal only."""
         self._live.update(self._task, description=f"{name}  {self._summary}".rstrip())

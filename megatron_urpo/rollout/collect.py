@@ -41,8 +41,9 @@ def collect(
     config: Config,
     step: int,
     earlier: Sequence[Prompt] = (),
+    version: int | None = None,
 ) -> Rollout:
-    """Plays, judges and scores `prompts` with the policy of version `step`.
+    """Plays, judges and scores `prompts` of `step` with the policy of `version`, by default that of the step.
 
     `earlier`: prompts of the same step that were collected before; one that comes again is sampled anew.
     Raises StalePolicyError for tokens of another version; an error of any coroutine cancels the others and is raised.
@@ -52,7 +53,7 @@ def collect(
         tokenizer=tokenizer,
         verifier=verifier,
         config=config,
-        version=step,
+        version=step if version is None else version,
         scope=step,
         num_completions=config.rollout.completions_per_prompt,
         temperature=config.rollout.temperature,

@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
 import pytest
 
-from tests.servers.process import READY_SECONDS, Server, run_sglang
+from tests.servers.process import READY_SECONDS, Server, run_sglang, start_sglang, wait_until_ready
+from tests.support.miniature import Miniature
 from tests.support.models import make_model
 from tests.support.world import write_tokenizer
 
@@ -58,6 +60,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_model(folder, "qwen2")
     write_tokenizer(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def two_servers(
+    sglang_python: Path, miniature: Miniature, tmp_path_factory: pytest.TempPathFactory, _finish_on_sigterm: None
+) -> Iterator[tuple[Server, Server]]:
+    """Of the miniature's model, for runs that attach to servers which are already up."""
+    folders = [tmp_path_factory.mktemp("sglang") for _ in range(2)]
+    with ExitStack() as stack:
+        started = [stack.enter_context(start_sglang(sglang_python, miniature.seed, folder)) for folder in folders]
+        for one in started:
+            wait_until_ready(one)
+        yield started[0], started[1]
 
 
 @pytest.fixture(scope="session")

@@ -68,14 +68,19 @@ def servers_config(python: Path, **values: object) -> ServersConfig:
 @contextlib.contextmanager
 def run_sglang(python: Path, model: Path, folder: Path, **flags: object) -> Iterator[Server]:
     """Serves `model` while the block runs; `folder` takes the log."""
+    with start_sglang(python, model, folder, **flags) as server:
+        wait_until_ready(server)
+        yield server
+
+
+@contextlib.contextmanager
+def start_sglang(python: Path, model: Path, folder: Path, **flags: object) -> Iterator[Server]:
+    """The same without waiting, so that several start side by side."""
     config = servers_config(python, flags={**CPU_FLAGS, **flags})
     (port,) = choose_ports(config)
     process = SGLangLauncher(config, model, 0, port).start(folder / "server.log")
     try:
-        server = Server(f"http://127.0.0.1:{port}", process)
-        wait_until_ready(server)
-        process.remember_shared_memory()
-        yield server
+        yield Server(f"http://127.0.0.1:{port}", process)
     finally:
         process.stop()
 
@@ -88,6 +93,7 @@ def wait_until_ready(server: Server) -> None:
         # /health generates a token: it answers once the model does, not only the web server.
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{server.url}/health", timeout=20) as answer:
             if answer.status == 200:
+                server.process.remember_shared_memory()
                 return
         if time.monotonic() > deadline:
             raise RuntimeError(f"the server was not ready after {READY_SECONDS} s: {server.process.last_lines()}")

@@ -1,11 +1,14 @@
 """Runs of the miniature whose engine is a fleet of real servers, and what is to be seen of them afterwards."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +65,35 @@ def end(process: psutil.Popen) -> None:
 
 def metrics(run_dir: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def servers_of(run: psutil.Popen) -> list[psutil.Process]:
+    """The first process of each server that a run has started, oldest first."""
+    found = []
+    for process in run.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "sglang.launch_server" in process.cmdline() and process.parent() in (run, *run.children(recursive=True)):
+                found.append(process)
+    firsts = [process for process in found if process.parent() not in found]
+    return sorted(firsts, key=lambda process: process.create_time())
+
+
+def wait_until(condition: Callable[[], bool], run: psutil.Popen, log: Path, seconds: float = 200) -> None:
+    """Fails where the run ends, or the time does, before `condition` holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert run.poll() is None, f"the run ended with {run.returncode}:\n{log.read_text()[-3000:]}"
+        assert time.monotonic() < deadline, f"still waiting after {seconds:g} s:\n{log.read_text()[-3000:]}"
+        time.sleep(0.01)
+
+
+def num_steps_done(run_dir: Path) -> int:
+    path = run_dir / "metrics.jsonl"
+    return int(metrics(run_dir)[-1]["step"]) if path.is_file() and path.read_text().strip() else 0
+
+
+def is_generating(server: psutil.Process) -> bool:
+    """Whether it has requests right now."""
+    port = server.cmdline()[server.cmdline().index("--port") + 1]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/loads", timeout=10) as answer:
+        return any(load["num_running_reqs"] > 0 for load in json.load(answer)["loads"])

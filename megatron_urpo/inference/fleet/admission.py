@@ -1,7 +1,8 @@
 """Which request goes to which server, and when: by priority, by place in the batch, by the room that servers have.
 
 A server's room is a number of tokens, prompts and longest answers together. Requests of one group go to one server, the
-least busy when the group's first came, since its prefix cache holds what they share. Requests wait in the order of
+least busy when the group's first came, since its prefix cache holds what they share; where that has no room now and
+another has, to the other: waiting for the cache would cost more than it saves. Requests wait in the order of
 `GenerationRequest.order`, so judging, which completes groups, goes before new questions. One that does not fit yet is
 not overtaken on its server by smaller ones behind it.
 """
@@ -75,10 +76,9 @@ class Admission:
             if not open_members:
                 self._waiting += waiting[place:]
                 break
-            member = self._home(ticket, serving)
-            if id(member) not in open_members:
-                self._waiting.append(ticket)
-            elif member.tokens and member.tokens + ticket.tokens > member.capacity:
+            home = self._home(ticket, serving)
+            member = home if id(home) in open_members else min(open_members.values(), key=lambda one: one.tokens)
+            if member.tokens and member.tokens + ticket.tokens > member.capacity:
                 del open_members[id(member)]
                 self._waiting.append(ticket)
             else:

@@ -28,7 +28,7 @@ from megatron_urpo.types import Completion, GenerationRequest
 MAX_ATTEMPTS = 3
 FIRST_SERVER_ERROR = 500  # statuses from here on are the server's trouble, not the request's
 INFO_SECONDS = 60.0
-CACHES_IN_FLIGHT = 2  # most answers end long before their limit; what does not fit waits in the server
+CACHES_IN_FLIGHT = 4  # most answers end long before their limit; what does not fit waits in the server
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class FleetEngine:
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.counts: Counter[str] = Counter()
-        """Retries by cause, and restarts, since the last `take_counts`."""
+        """Lost attempts by cause, and restarts, since the last `take_counts`."""
         self._background, self._request_seconds, self._vocab_size = background, request_seconds, vocab_size
         self._max_tokens_in_flight, self._tell = max_tokens_in_flight, tell
         self._changed = threading.Condition()
@@ -108,9 +108,9 @@ class FleetEngine:
         self._background.wait(self._lost(server.name, str(error)))
 
     def take_counts(self) -> dict[str, float]:
-        """`engine/retries/<cause>` and `engine/restarts` since the last call, and how many servers serve now."""
+        """`engine/lost/<cause>`: attempts without an answer; `engine/restarts`; how many servers serve now."""
         counts, self.counts = self.counts, Counter()
-        metrics = {f"engine/{name}": float(counts[name]) for name in sorted({*counts, "restarts", "retries"})}
+        metrics = {f"engine/{name}": float(counts[name]) for name in sorted({*counts, "restarts", "lost"})}
         metrics["engine/servers"] = float(sum(member.state is State.HEALTHY for member in self._members))
         return metrics
 
@@ -118,8 +118,9 @@ class FleetEngine:
         return ", ".join(dict.fromkeys(member.client.describe() for member in self._members))
 
     def close(self) -> None:
-        """Stops the servers that this run started, and nothing else."""
+        """Stops the servers that this run started, and nothing else; ends the engine's thread."""
         self._background.wait(self._close())
+        self._background.close()
 
     async def _start(self) -> None:
         try:
@@ -175,7 +176,7 @@ class FleetEngine:
             yield
             return
         except ServerGone as error:
-            cause, reason = "no_answer", str(error)
+            cause, reason = "deadline" if error.late else "no_answer", str(error)
             member.suspect(reason)
         except BadAnswer as error:
             cause, reason = "bad_answer", str(error)
@@ -184,8 +185,8 @@ class FleetEngine:
                 raise GenerationFailed(str(error)) from None
             cause, reason = "server_error", str(error)
         reasons.append(reason)
-        self.counts["retries"] += 1
-        self.counts[f"retries/{cause}"] += 1
+        self.counts["lost"] += 1
+        self.counts[f"lost/{cause}"] += 1
 
     def _check_answer(self, completion: Completion, member: Member) -> None:
         if completion.finish_reason == "abort":

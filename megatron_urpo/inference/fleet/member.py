@@ -103,6 +103,8 @@ class Member:
         if self.state not in (State.HEALTHY, State.SUSPECT, State.STALE):
             return
         self.version = version
+        if self._process is not None:
+            self._process.remember_shared_memory()
         if self.state is not State.HEALTHY:
             self._become(State.HEALTHY, f"serves version {version}")
 

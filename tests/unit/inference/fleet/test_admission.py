@@ -123,6 +123,20 @@ def test_a_group_stays_on_its_server_and_groups_spread() -> None:
     run(scenario())
 
 
+def test_a_group_whose_server_is_full_goes_where_there_is_room() -> None:
+    async def scenario() -> None:
+        first, second = fleet = members(20, 20)
+        admission = Admission(fleet)
+        assert await admission.enter(request(20, group=0)) is first
+        assert await admission.enter(request(20, (ORDER_JUDGE, 0, 0), 0)) is second
+        waiting = asyncio.create_task(admission.enter(request(20, (ORDER_JUDGE, 0, 1), 0)))
+        await turns()
+        admission.leave(first, request(20))
+        assert await waiting is first
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("state", [State.SUSPECT, State.DEAD, State.RESTARTING, State.STALE, State.GONE])
 def test_only_a_healthy_server_is_asked(state: State) -> None:
     async def scenario() -> None:
