@@ -4,6 +4,7 @@
 #   parity    log-probabilities of a bfloat16 policy against float32
 #   update    tokens a second and model FLOPs utilisation of the update, Qwen2.5 0.5B and 1.5B shapes
 #   logprobs  log-probability kernels: error, time and peak memory
+#   broadcast weights over NCCL from one process to another, where there are two GPUs
 # Tables and numbers go to FOLDER (docs/measurements/gpu). The Python of the environment that is active is used, or
 # PYTHON=/path/to/python; what it lacks is said. `--device cpu --tiny` goes through everything without a GPU, in small.
 set -euo pipefail

@@ -1,13 +1,11 @@
 """A server as a child process: started with one log file, and ended by pid so that nothing of it stays behind."""
 
 import contextlib
-import ctypes
 import os
 import re
-import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -15,7 +13,8 @@ import psutil
 STOP_SECONDS = 20.0
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_FILE = re.compile(rf" ({SHARED_MEMORY}/\S+)$", re.MULTILINE)
-PR_SET_PDEATHSIG = 1
+# Waits for a word or, where this process dies without one, the end of its input; then ends the server as `stop` does.
+GUARD = 'read -r line && exit; kill -9 "$0"; sleep 3; kill -9 "-$0"'
 LAUNCHER_VARIABLE = re.compile(
     r"((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_.*)"
 )
@@ -25,7 +24,6 @@ class ServerProcess:
     """Runs from its creation until `stop`, or until this process dies however it dies.
 
     `log` gets everything that it prints. Its signals are its own: Ctrl-C at the terminal is for this process to handle.
-    It has to be made by a thread that lives as long as it should, since the kernel ends it with that thread.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
@@ -41,8 +39,15 @@ class ServerProcess:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_dies_with(os.getpid()),
             )
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", GUARD, str(self.pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,  # nobody who reads this process's output has to wait for the guard
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
         self._shared_memory: set[Path] = set()
 
     @property
@@ -82,9 +87,17 @@ class ServerProcess:
                 process.kill()
         psutil.wait_procs(left, timeout=STOP_SECONDS)
         self._process.poll()
+        self._dismiss_guard()
         for path in self._shared_memory:
             path.unlink(missing_ok=True)
         self._scratch.cleanup()
+
+    def _dismiss_guard(self) -> None:
+        assert self._guard.stdin is not None
+        with contextlib.suppress(BrokenPipeError, ValueError):  # it has gone already
+            self._guard.stdin.write("done\n")
+            self._guard.stdin.close()
+        self._guard.wait()
 
     def _tree(self) -> list[psutil.Process]:
         try:
@@ -96,15 +109,3 @@ class ServerProcess:
 def _own_environment() -> dict[str, str]:
     """Without what a launcher of ranks told this process: a server that read it would look for those ranks."""
     return {name: value for name, value in os.environ.items() if not LAUNCHER_VARIABLE.fullmatch(name)}
-
-
-def _dies_with(parent: int) -> Callable[[], None]:
-    """What a child does before its program begins: asks the kernel to be killed when its parent dies."""
-    prctl = ctypes.CDLL(None).prctl
-
-    def ask() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the kernel was asked
-            os._exit(1)
-
-    return ask

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
-PARTS = ("logprobs", "update", "parity", "loop")
+PARTS = ("logprobs", "update", "parity", "broadcast", "loop")
 NEEDED = (
     "torch", "megatron.core", "transformers", "tokenizers", "safetensors", "pydantic", "yaml", "click", "rich", "numpy",
     "pyarrow", "math_verify", "psutil",

@@ -44,6 +44,7 @@ def test_without_a_gpu_it_says_so() -> None:
         ("logprobs", "variant", ["whole logits", "torch, in chunks", "triton"]),
         ("update", "shape", ["tiny"]),
         ("parity", "layers", ["torch, float32", "torch, bfloat16"]),
+        ("broadcast", "backend", ["gloo"]),
         ("loop", "layers", ["torch, bfloat16"]),
     ],
 )

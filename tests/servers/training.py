@@ -57,7 +57,7 @@ def train(changes: Sequence[str], log: Path, num_ranks: int = 1, seconds: float 
 
 
 def end(process: psutil.Popen) -> None:
-    """Kills a run's process group, and with it, since they die with it, its servers."""
+    """Kills a run's process group; the guards of its servers end those."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)

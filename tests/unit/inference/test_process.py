@@ -28,13 +28,16 @@ if child:
 while os.getppid() == parent:  # the others follow the first by themselves
     time.sleep(0.05)
 """
-# A run that starts a server, says its pid and then waits to be killed.
+# A run that starts a server with a child that does not follow it, says their pids and then waits to be killed.
 PARENT = """
 import sys, time
 from pathlib import Path
 from megatron_urpo.inference.process import ServerProcess
-server = ServerProcess([sys.executable, "-c", "import time; time.sleep(600)"], {}, Path(sys.argv[1]))
-print(server.pid, flush=True)
+program = "import os, time; print(os.fork(), flush=True); time.sleep(600)"
+server = ServerProcess([sys.executable, "-c", program], {}, Path(sys.argv[1]))
+while len(server.last_lines().split()) < 2:
+    time.sleep(0.01)
+print(server.pid, max(server.last_lines().split(), key=int), flush=True)
 time.sleep(600)
 """
 
@@ -80,11 +83,11 @@ def test_nothing_is_left_behind(tmp_path: Path, killed_first: bool) -> None:
 def test_a_server_dies_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
-    server = psutil.Process(int(parent.stdout.readline()))
-    assert runs(server)
+    processes = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+    assert [runs(process) for process in processes] == [True, True]
     parent.kill()
     parent.wait()
-    wait_for(lambda: not runs(server))
+    wait_for(lambda: not any(map(runs, processes)))
 
 
 def test_a_server_knows_nothing_of_the_ranks_of_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
