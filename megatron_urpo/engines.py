@@ -53,7 +53,10 @@ def open_engine(
 def _transport(config: Config, caller: Caller, device: torch.device) -> Transport:
     sync = config.weight_sync
     if sync.transport == "broadcast":
-        return BroadcastTransport(caller, sync.address, device, config.rollout.sglang.ready_seconds)
+        return BroadcastTransport(caller, sync.address, device, sync.timeout_seconds)
     if sync.transport == "tensor":
         return TensorTransport(caller)
-    return DiskTransport(caller, (sync.folder or config.run_dir) / "weights_in_transit", config.model.path)
+    folder = config.run_dir / "weights_in_transit"
+    if sync.folder is not None:  # others may use it too
+        folder = sync.folder / "-".join(("weights_of", *config.run_dir.absolute().parts[1:]))
+    return DiskTransport(caller, folder, config.model.path)

@@ -111,13 +111,17 @@ class Rank0:
         self.folder.batches.write(step, samples, self.origin)
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out metrics of the engine's version; none where no held-out data is configured."""
+        """Held-out metrics of the engine's version; none where no held-out data is configured, or all servers died."""
         assert self.engine is not None
         if not self.inputs.held_out:
             return {}
         start = time.perf_counter()
         self.progress.phase("evaluation")
-        metrics = evaluate(self.engine, self.inputs.tokenizer, self.verifier, self.inputs.held_out, self.config)
+        try:
+            metrics = evaluate(self.engine, self.inputs.tokenizer, self.verifier, self.inputs.held_out, self.config)
+        except WeightsLost as error:
+            self.progress.say(f"{error}; this evaluation is left out")
+            return {}
         return {**metrics, "time/evaluation": time.perf_counter() - start}
 
     def record(self, step: int, rollout: Rollout, batch: SampleBatch, stats: dict[str, float]) -> None:

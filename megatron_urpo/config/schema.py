@@ -136,6 +136,7 @@ class WeightSyncConfig(Section):
     bucket_mib: PositiveInt = Field(512, description="of weights that are sent at once; two of them are held")
     folder: Path | None = Field(None, description="for `disk`: where every server can read; default: in run_dir")
     address: str = Field("127.0.0.1", description="for `broadcast`: of this machine, as the servers reach it")
+    timeout_seconds: Positive = Field(600.0, description="for one call of an update; a server that hangs is lost then")
     verify: int = Field(0, ge=0, description="updates between comparisons of every server with the trainer; 0: never")
 
 

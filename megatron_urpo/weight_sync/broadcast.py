@@ -1,4 +1,4 @@
-"""Weights by broadcast: one process group of rank 0 and every rank of every server, apart from the trainer's own."""
+"""Weights by broadcast: process groups of rank 0 and the ranks of servers, apart from the trainer's own."""
 
 import contextlib
 import itertools
@@ -15,11 +15,13 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.distributed import distributed_c10d
 
-from megatron_urpo.protocols import PushAgain, ServerGone, ServerRefused, UpdatableServer
+from megatron_urpo.protocols import PushAgain, UpdatableServer
 from megatron_urpo.weight_sync.buckets import Bucket
-from megatron_urpo.weight_sync.calls import Caller, Calls, ServersFailed
+from megatron_urpo.weight_sync.calls import Caller, Calls, ServersFailed, collect
 
 POLL_SECONDS = 0.001
+GRACE_SECONDS = 3.0
+"""In which a server comes to the meeting point of a new group, where all were asked at the same time."""
 SLOWEST_BYTES_PER_SECOND = 20e6
 STALL_SECONDS = 30.0
 """After these, and the time that the largest bucket takes at the slowest speed, a broadcast has failed."""
@@ -28,17 +30,17 @@ STALL_SECONDS = 30.0
 class BroadcastTransport:
     """Implements `transport.Transport`: NCCL where the buffers lie on a GPU (never run), else gloo.
 
-    The group is kept for the next update. Whoever is in it and dies breaks it for all; gloo does not always notice, so
-    a broadcast is given up as soon as the server's own call fails.
+    NCCL has one group of everybody, whose members pass the bytes on. With gloo each server has a group of its own: a
+    process that receives from one that dies is not woken before its deadline, half an hour in SGLang, so no server's
+    bytes may depend on another server. Groups are kept for the next update.
     """
 
     def __init__(self, caller: Caller, address: str, device: torch.device, seconds: float) -> None:
         """`address` is where the servers reach this machine; no step takes longer than `seconds`."""
-        self._caller, self._address, self._device, self._seconds = caller, address, device, seconds
+        self._caller, self._address, self._seconds = caller, address, seconds
+        self._backend = "nccl" if device.type == "cuda" else "gloo"
         self._members: tuple[UpdatableServer, ...] = ()
-        self._group: dist.ProcessGroup | None = None
-        self._name = ""
-        self._meeting: list[TCPStore] = []
+        self._groups: list[_Group] = []
         self._largest = 0
         self._proven = False
 
@@ -47,43 +49,106 @@ class BroadcastTransport:
         return torch.empty(num_bytes, dtype=torch.uint8, device=device)
 
     def open(self, servers: Sequence[UpdatableServer]) -> None:
-        self._proven = self._group is None or self._members != tuple(servers)
+        self._proven = self._members != tuple(servers)
         if self._proven:
             self.close()
-            self._join(tuple(servers))
+            seconds = min(self._seconds, STALL_SECONDS + self._largest / SLOWEST_BYTES_PER_SECOND)
+            divided = [tuple(servers)] if self._backend == "nccl" else [(server,) for server in servers]
+            self._groups = [_Group(self._caller, some, self._address, self._backend, seconds) for some in divided]
+            collect(group.join for group in self._groups)
+            self._members = tuple(servers)
 
-    def send(self, bucket: Bucket, buffer: Tensor) -> "_Broadcast":
-        group, name = self._group, self._name
-        assert group is not None
-        dtypes = [str(bucket.dtype).removeprefix("torch.")] * len(bucket.names)
-
-        def receive(server: UpdatableServer, place: int) -> None:
-            try:
-                server.receive(name, bucket.names, dtypes, bucket.shapes)
-            except ServerRefused:
-                # Those to which it would have passed the bytes on wait until its connections are closed.
-                with contextlib.suppress(ServerGone, ServerRefused):
-                    server.leave_group(name)
-                raise
-
-        calls = self._caller.start(self._members, receive)
-        work = dist.broadcast(buffer[: bucket.num_bytes], src=0, group=group, async_op=True)
-        assert work is not None
-        return _Broadcast(self, work, calls)
+    def send(self, bucket: Bucket, buffer: Tensor) -> "_Broadcasts":
+        return _Broadcasts(self, [group.send(bucket, buffer) for group in self._groups])
 
     def finish(self) -> None:
         """Every bucket was waited for."""
 
     def close(self) -> None:
-        """Leaves the group; servers that are still there are told to forget it."""
-        members, self._members = self._members, ()
-        self.abandon()
+        """Leaves the groups; servers that are still there are told to forget them."""
+        groups, self._groups, self._members = self._groups, [], ()
+        for group in groups:
+            group.abandon()
         # One that is gone has left; one that refuses keeps a group that nobody will use again.
         with contextlib.suppress(ServersFailed):
-            self._caller.each(members, lambda server: server.leave_group(self._name))
+            collect([self._caller.start(group.members, group.leave).wait for group in groups])
+
+    def failure(self, failed: ServersFailed) -> Exception:
+        """What it means. A server that was started anew since the last update is no member of its group any more."""
+        if self._proven or failed.gone:
+            return failed
+        return PushAgain(f"the process group of an earlier update is broken: {failed}")
+
+    def arrived(self) -> None:
+        """A broadcast has reached every member."""
+        self._proven = True
+
+
+class _Broadcasts:
+    def __init__(self, transport: BroadcastTransport, parts: "list[_Broadcast]") -> None:
+        self._transport, self._parts = transport, parts
+
+    def wait(self) -> None:
+        """Raises PushAgain where a group did not outlive the time since the last update."""
+        try:
+            collect(part.wait for part in self._parts)
+        except ServersFailed as failed:
+            raise self._transport.failure(failed) from None
+        self._transport.arrived()
+
+
+class _Group:
+    """Rank 0 and every rank of `members`, who are asked at once to join; `join` makes it complete."""
+
+    def __init__(
+        self, caller: Caller, members: tuple[UpdatableServer, ...], address: str, backend: str, seconds: float
+    ) -> None:
+        self.members = members
+        self._name = f"megatron-urpo-{secrets.token_hex(8)}"  # a server that outlives runs may still know theirs
+        self._caller, self._backend, self._seconds = caller, backend, seconds
+        self._world_size = 1 + sum(server.tensor for server in members)
+        self._group: dist.ProcessGroup | None = None
+        self._meeting = [listening_store(address, self._world_size, seconds)]
+        port = self._meeting[0].port
+        deadline = timedelta(seconds=seconds)
+        self._store = TCPStore(address, port, self._world_size, False, deadline, wait_for_workers=False)
+        first_ranks = list(itertools.accumulate((server.tensor for server in members), initial=1))
+
+        def enter(server: UpdatableServer, place: int) -> None:
+            server.join_group(self._name, address, port, first_ranks[place], self._world_size, backend)
+
+        self._joining = caller.start(members, enter)
+        # Without their meeting point the others stop waiting, this side included; whoever comes later finds no port to
+        # connect to, and tries for half an hour.
+        self._joining.on_failure(lambda: threading.Timer(GRACE_SECONDS, self._meeting.clear).start())
+
+    def join(self) -> None:
+        """Raises ServersFailed where a member does not come."""
+        try:
+            self._group = join_as_first(self._name, self._backend, self._store, self._world_size, self._seconds)
+        except (RuntimeError, ValueError):
+            self._meeting.clear()
+            self._joining.wait()  # says which server did not come
+            raise
+        self._joining.wait()
+
+    def send(self, bucket: Bucket, buffer: Tensor) -> "_Broadcast":
+        assert self._group is not None
+        dtypes = [str(bucket.dtype).removeprefix("torch.")] * len(bucket.names)
+
+        def receive(server: UpdatableServer, place: int) -> None:
+            server.receive(self._name, bucket.names, dtypes, bucket.shapes)
+
+        calls = self._caller.start(self.members, receive)
+        work = dist.broadcast(buffer[: bucket.num_bytes], src=0, group=self._group, async_op=True)
+        assert work is not None
+        return _Broadcast(self, work, calls)
+
+    def leave(self, server: UpdatableServer, place: int) -> None:
+        server.leave_group(self._name)
 
     def abandon(self) -> None:
-        """Breaks the connections, so that nobody waits for a member that died."""
+        """Breaks the connections, so that nobody waits for this side."""
         if self._group is None:
             return
         self._group.abort()  # stops NCCL's kernels; gloo ignores it
@@ -93,66 +158,37 @@ class BroadcastTransport:
         last, self._group = [self._group], None
         threading.Thread(target=last.clear, name="weight-sync-group").start()
 
-    def failure(self, failed: ServersFailed) -> Exception:
-        """What it means. A server that was started anew since the last update is no member of the group any more."""
-        if self._proven or failed.gone:
-            return failed
-        return PushAgain(f"the process group of an earlier update is broken: {failed}")
-
-    def arrived(self) -> None:
-        """A broadcast has reached every member."""
-        self._proven = True
-
-    def _join(self, servers: tuple[UpdatableServer, ...]) -> None:
-        name = f"megatron-urpo-{secrets.token_hex(8)}"  # a server that outlives runs may still know one of theirs
-        backend = "nccl" if self._device.type == "cuda" else "gloo"
-        seconds = min(self._seconds, STALL_SECONDS + self._largest / SLOWEST_BYTES_PER_SECOND)
-        world_size = 1 + sum(server.tensor for server in servers)
-        first_ranks = list(itertools.accumulate((server.tensor for server in servers), initial=1))
-        meeting = [listening_store(self._address, world_size, seconds)]
-        port = meeting[0].port
-        store = TCPStore(self._address, port, world_size, False, timedelta(seconds=seconds), wait_for_workers=False)
-
-        def join(server: UpdatableServer, place: int) -> None:
-            server.join_group(name, self._address, port, first_ranks[place], world_size, backend)
-
-        joining = self._caller.start(servers, join)
-        joining.on_failure(meeting.clear)  # without their meeting point the others stop waiting, this side included
-        try:
-            group = join_as_first(name, backend, store, world_size, seconds)
-        except (RuntimeError, ValueError):
-            meeting.clear()
-            joining.wait()  # says which server did not come
-            raise
-        self._name, self._members, self._group, self._meeting = name, servers, group, meeting
-        joining.wait()
-
 
 class _Broadcast:
-    def __init__(self, transport: BroadcastTransport, work: dist.Work, calls: Calls) -> None:
-        self._transport, self._work, self._calls = transport, work, calls
+    def __init__(self, group: _Group, work: dist.Work, calls: Calls) -> None:
+        self._group, self._calls = group, calls
+        self._work: dist.Work | None = work
 
     def wait(self) -> None:
-        """Raises PushAgain where the group did not outlive the time since the last update."""
-        try:
-            self._wait()
-        except ServersFailed as failed:
-            raise self._transport.failure(failed) from None
-        self._transport.arrived()
+        broken = self._until_over()
+        if broken is not None or self._calls.failed():
+            self._work = None  # it keeps the connections open
+            self._group.abandon()
+        self._calls.wait()
+        if broken is not None:  # and nobody died: the error is ours
+            raise broken
 
-    def _wait(self) -> None:
-        while not self._work.is_completed() and not self._calls.failed():
-            time.sleep(POLL_SECONDS)
+    def _until_over(self) -> RuntimeError | None:
+        """Until everybody has the bytes or somebody failed; the error of this side's part in it.
+
+        The calls are watched, since gloo does not always notice that a receiver has died.
+        """
+        assert self._work is not None
         try:
+            while not self._calls.over():
+                if self._work.is_completed():
+                    self._work.wait()  # raises where it failed
+                time.sleep(POLL_SECONDS)
             if not self._calls.failed():
                 self._work.wait()
-        except RuntimeError:
-            self._transport.abandon()
-            self._calls.wait()  # says who died; where nobody did, the error is ours
-            raise
-        if self._calls.failed():
-            self._transport.abandon()
-        self._calls.wait()
+        except RuntimeError as error:
+            return error
+        return None
 
 
 def listening_store(address: str, world_size: int, seconds: float) -> TCPStore:

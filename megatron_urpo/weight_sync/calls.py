@@ -1,6 +1,6 @@
 """The same call to several servers at once, each in a thread, and what to do where some fail."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -38,6 +38,10 @@ class Calls:
         if gone or refused:
             raise ServersFailed(gone, refused)
 
+    def over(self) -> bool:
+        """Whether every server has answered, or one has failed to."""
+        return self.failed() or all(future.done() for future in self._futures)
+
     def failed(self) -> bool:
         """Whether `wait` is already certain to raise."""
         return any(future.done() and future.exception() is not None for future in self._futures)
@@ -51,6 +55,18 @@ class Calls:
 
         for future in self._futures:
             future.add_done_callback(look)
+
+
+def collect(waits: Iterable[Callable[[], None]]) -> None:
+    """All of them, to the end. Raises one ServersFailed for all that were raised."""
+    failures = []
+    for wait in waits:
+        try:
+            wait()
+        except ServersFailed as failed:
+            failures.append(failed)
+    if failures:
+        raise ServersFailed([g for one in failures for g in one.gone], [r for one in failures for r in one.refused])
 
 
 class Caller:

@@ -73,6 +73,7 @@ class ServerWeights:
 
     def close(self) -> None:
         self._transport.close()
+        self._buffers.clear()
         self._caller.close()
 
     def _send(self, tensors: Iterable[tuple[str, Tensor]]) -> None:

@@ -44,6 +44,8 @@ CPU = torch.device("cpu")
 MIB = 2**20
 SECONDS = 300.0
 COLUMNS = ("copy", "export", "send", "load", "update")
+FRAME = "frame"
+"""The calls before and after the weights: pause, begin, end, flush, stamp, check, continue."""
 
 
 class OneServer:
@@ -104,8 +106,10 @@ class Bench:
 
     def _parts(self, transport: Transport, buffer: torch.Tensor) -> dict[str, float]:
         """One bucket after the other, without overlap."""
-        seconds = {"export": 0.0, "send": 0.0, "load": 0.0}
+        seconds = {"export": 0.0, "send": 0.0, "load": 0.0, FRAME: 0.0}
+        start = time.perf_counter()
         self.server.begin_update()
+        seconds[FRAME] = time.perf_counter() - start
         transport.open([self.server])
         stream = self.policy.export()
         for bucket in self.buckets:
@@ -120,7 +124,9 @@ class Bench:
         transport.finish()
         seconds["load"] = time.perf_counter() - start
         self.versions += 1
+        start = time.perf_counter()
         self.server.end_update(self.versions)
+        seconds[FRAME] += time.perf_counter() - start
         return seconds
 
     def _update(self, transport: Transport, caller: Caller) -> float:
@@ -174,6 +180,10 @@ def prepared(folder: Path, layers: int, bucket_bytes: int) -> Iterator[Bench]:
     background.close()
 
 
+def spread(values: list[float]) -> str:
+    return f"{median(values):.2f} ({min(values):.2f} - {max(values):.2f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=8)
@@ -192,12 +202,13 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for name in names:
                 found[name].append(bench.round(name))
-    print(f"load {psutil.getloadavg()[0]:.1f}\n\n{'GB/s':<10}" + "".join(f"{column:>22}" for column in COLUMNS))
+    print(f"load {psutil.getloadavg()[0]:.1f}\n\n{'GB/s':<10}" + "".join(f"{x:>22}" for x in (*COLUMNS, "frame, s")))
     for name, rounds in found.items():
         cells = []
         for column in COLUMNS:
-            rates = sorted(size / seconds for one in rounds if (seconds := one[column]) > 1e-3)
-            cells.append(f"{median(rates):.2f} ({rates[0]:.2f} - {rates[-1]:.2f})" if rates else "-")
+            rates = [size / seconds for one in rounds if (seconds := one[column]) > 1e-3]
+            cells.append(spread(rates) if rates else "-")
+        cells.append(spread([one[FRAME] for one in rounds]))
         print(f"{name:<10}" + "".join(f"{cell:>22}" for cell in cells))
 
 

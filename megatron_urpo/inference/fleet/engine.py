@@ -85,7 +85,10 @@ class FleetEngine:
         return await self._background.run(self._generate(request))
 
     def ask_each(self, request: GenerationRequest) -> dict[str, Completion]:
-        """One completion of every server that serves, by its name. Raises EngineError where one does not answer."""
+        """One completion of every server that serves, by its name; one that does not answer is suspect and left out.
+
+        Raises EngineError for an answer that is none.
+        """
         return self._background.wait(self._ask_each(request))
 
     def updatable(self) -> Sequence[UpdatableServer]:
@@ -148,13 +151,18 @@ class FleetEngine:
         return tuple(task.result() for task in tasks)
 
     async def _ask_each(self, request: GenerationRequest) -> dict[str, Completion]:
-        serving = [member for member in self._members if member.state is State.HEALTHY]
-        try:
-            asked = [member.client.generate(request, 0, self._request_seconds) for member in serving]
-            answers = await asyncio.gather(*asked)
-        except (ServerGone, ServerRefused, BadAnswer) as error:
-            raise EngineError(f"a server that was just updated gave no answer: {error}") from None
-        return {member.name: completion for member, completion in zip(serving, answers, strict=True)}
+        answers: dict[str, Completion] = {}
+
+        async def ask(member: Member) -> None:
+            try:
+                answers[member.name] = await member.client.generate(request, 0, self._request_seconds)
+            except ServerGone as error:
+                member.suspect(str(error))
+            except (ServerRefused, BadAnswer) as error:
+                raise EngineError(f"a server that was just updated gave no answer: {error}") from None
+
+        await asyncio.gather(*(ask(member) for member in self._members if member.state is State.HEALTHY))
+        return answers
 
     async def _complete(self, request: GenerationRequest, index: int) -> Completion:
         reasons: list[str] = []

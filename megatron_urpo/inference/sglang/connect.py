@@ -30,7 +30,7 @@ def connect_sglang(
                 accept=lambda url, info: check_info(config, url, info),
                 stop_token_ids=stop_token_ids,
                 vocab_size=vocab_size,
-                update_seconds=servers.ready_seconds,
+                update_seconds=config.weight_sync.timeout_seconds,
             )
             launcher = None if servers.urls else SGLangLauncher(servers, config.model.path, index, ports[index])
             seats.append(Seat(client, launcher, logs / f"server_{index}.log"))

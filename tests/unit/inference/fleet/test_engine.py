@@ -208,6 +208,15 @@ def test_a_server_that_answers_again_stays() -> None:
         assert engine.version == 0
 
 
+def test_every_server_is_asked_and_one_that_just_died_is_left_out() -> None:
+    with fleet(as_it_should, as_it_should) as (engine, (first, second), _):
+        assert engine.ask_each(request()).keys() == {first.url, second.url}
+        first.die()
+        assert engine.ask_each(request()).keys() == {second.url}
+    with fleet(lambda number, asked: Cue(fate="few_logprobs")) as (engine, _, _), pytest.raises(EngineError):
+        engine.ask_each(request())
+
+
 def test_cancelled_requests_leave_no_load_behind() -> None:
     async def start_and_cancel(engine: FleetEngine, server: ScriptedServer) -> None:
         asked = [asyncio.create_task(engine.generate(request(i, completions=4))) for i in range(10)]
