@@ -12,6 +12,9 @@ import aiohttp
 from megatron_urpo.protocols import ServerGone, ServerRefused
 
 JSON = "application/json"
+IDLE_SECONDS = 2.0
+"""After which a connection is not used again: servers (uvicorn) close those that were idle for five, and a request that
+crosses with that is lost."""
 MAX_ANSWER_CHARACTERS = 300
 
 
@@ -40,7 +43,9 @@ class HttpServer:
     async def _ask(self, method: str, path: str, body: Any, seconds: float) -> Any:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None), trust_env=False
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),
+                timeout=aiohttp.ClientTimeout(total=None),
+                trust_env=False,
             )
         try:
             async with asyncio.timeout(seconds), self._session.request(method, self.url + path, json=body) as answer:
