@@ -2,7 +2,7 @@
 
 import re
 
-from megatron_urpo.config.schema import Config
+from megatron_urpo.config.schema import Config, ServersConfig
 
 
 class ConfigError(ValueError):
@@ -17,7 +17,9 @@ def check_config(config: Config) -> None:
     if config.rollout.overlap:
         _check_overlap(config)
     if config.rollout.engine == "sglang":
-        _check_servers(config)
+        _check_servers(config, config.rollout.sglang)
+    if config.rollout.engine == "vllm":
+        _check_servers(config, config.rollout.vllm)
     if config.parallel.sequence and config.parallel.tensor == 1:
         raise ConfigError(
             "parallel.sequence: true with parallel.tensor 1; sequence parallel splits the sequence over tensor-parallel"
@@ -98,36 +100,41 @@ def _check_overlap(config: Config) -> None:
         )
 
 
-OWN_FLAGS = {
+ALWAYS = "every server that a run starts"
+COMMON_FLAGS = {
     "model-path": "model.path",
     "model": "model.path",
-    "host": "rollout.sglang.urls",
-    "port": "rollout.sglang.port",
-    "dtype": "rollout.sglang.dtype",
-    "tp-size": "rollout.sglang.tensor",
-    "tensor-parallel-size": "rollout.sglang.tensor",
-    "base-gpu-id": "rollout.sglang.first_gpu",
-    "skip-tokenizer-init": "every server that a run starts",
-    "skip-server-warmup": "every server that a run starts",
+    "host": "rollout.{engine}.urls",
+    "port": "rollout.{engine}.port",
+    "dtype": "rollout.{engine}.dtype",
+    "tensor-parallel-size": "rollout.{engine}.tensor",
+    "skip-tokenizer-init": ALWAYS,
+}
+OWN_FLAGS = {
+    "sglang": COMMON_FLAGS
+    | {"tp-size": "rollout.sglang.tensor", "base-gpu-id": "rollout.sglang.first_gpu", "skip-server-warmup": ALWAYS},
+    "vllm": COMMON_FLAGS | {"logprobs-mode": ALWAYS, "worker-extension-cls": ALWAYS, "tokens-only": ALWAYS},
 }
 """Flags of a server that other values of the config set."""
 
 
-def _check_servers(config: Config) -> None:
-    servers = config.rollout.sglang
+def _check_servers(config: Config, servers: ServersConfig) -> None:
+    engine = config.rollout.engine
+    own_flags = OWN_FLAGS[engine]
     for name in servers.flags:
         if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
             raise ConfigError(
-                f"rollout.sglang.flags: {name!r} is no name of a flag; write it in small letters with single dashes"
+                f"rollout.{engine}.flags: {name!r} is no name of a flag; write it in small letters with single dashes"
                 " between words, without leading ones, e.g. mem-fraction-static"
             )
-        if name in OWN_FLAGS:
-            raise ConfigError(f"rollout.sglang.flags: {name} is set by {OWN_FLAGS[name]}; leave it out here")
+        if name in own_flags:
+            source = own_flags[name].format(engine=engine)
+            raise ConfigError(f"rollout.{engine}.flags: {name} is set by {source}; leave it out here")
     for url in servers.urls:
         if not re.fullmatch(r"https?://[^/?#\s]+/?", url):
-            raise ConfigError(f"rollout.sglang.urls: {url!r} is no address of a server; write http://HOST:PORT")
+            raise ConfigError(f"rollout.{engine}.urls: {url!r} is no address of a server; write http://HOST:PORT")
     if len(set(servers.urls)) < len(servers.urls):
-        raise ConfigError("rollout.sglang.urls: names a server twice; name each once")
+        raise ConfigError(f"rollout.{engine}.urls: names a server twice; name each once")
     remote = [url for url in servers.urls if not re.match(r"https?://(127\.|localhost[:/]|localhost$)", url)]
     if remote and config.weight_sync.transport == "tensor":
         raise ConfigError(

@@ -113,8 +113,14 @@ class ServersConfig(Section):
     )
 
 
+class VLLMServersConfig(ServersConfig):
+    command: tuple[str, ...] = Field(
+        ("python", "-m", "vllm.entrypoints.openai.api_server"), description="program that serves; flags are added to it"
+    )
+
+
 class RolloutConfig(Section):
-    engine: Literal["embedded", "sglang"] = "embedded"
+    engine: Literal["embedded", "sglang", "vllm"] = "embedded"
     completions_per_prompt: int = Field(8, description="G, the group size")
     temperature: Positive = 1.0
     max_new_tokens: PositiveInt = 4096
@@ -125,6 +131,7 @@ class RolloutConfig(Section):
     resample_rounds: int = Field(0, ge=0, description="times that groups without signal are replaced in a step")
     embedded: EmbeddedConfig = EmbeddedConfig()
     sglang: ServersConfig = ServersConfig()
+    vllm: VLLMServersConfig = VLLMServersConfig()
 
 
 class WeightSyncConfig(Section):

@@ -7,8 +7,10 @@ import torch
 from megatron_urpo.config import Config
 from megatron_urpo.inference.embedded import EmbeddedEngine
 from megatron_urpo.inference.fleet import FleetEngine
-from megatron_urpo.inference.sglang.accept import check_urls
+from megatron_urpo.inference.sglang import accept as sglang
 from megatron_urpo.inference.sglang.connect import connect_sglang
+from megatron_urpo.inference.vllm import accept as vllm
+from megatron_urpo.inference.vllm.connect import connect_vllm
 
 
 def connect(
@@ -20,6 +22,8 @@ def connect(
     """
     if config.rollout.engine == "sglang":
         return connect_sglang(config, stop_token_ids, vocab_size, tell)
+    if config.rollout.engine == "vllm":
+        return connect_vllm(config, stop_token_ids, vocab_size, tell)
     embedded = config.rollout.embedded
     on_gpu = torch.cuda.is_available()
     return EmbeddedEngine(
@@ -34,4 +38,6 @@ def connect(
 def check_engine(config: Config, vocab_size: int) -> None:
     """Raises ConfigError for what can be known to be wrong of the engine before anything is started."""
     if config.rollout.engine == "sglang":
-        check_urls(config, vocab_size)
+        sglang.check_urls(config, vocab_size)
+    if config.rollout.engine == "vllm":
+        vllm.check_urls(config, vocab_size)

@@ -23,7 +23,8 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from megatron_urpo.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_urpo.inference.background import BackgroundLoop
 from megatron_urpo.inference.http import HttpServer
-from megatron_urpo.inference.sglang.launch import SGLangLauncher, choose_ports
+from megatron_urpo.inference.ports import choose_ports
+from megatron_urpo.inference.sglang.launch import SGLangLauncher
 from megatron_urpo.inference.sglang.update import SGLangUpdates
 from megatron_urpo.policy.hf.shape import read_shape
 from megatron_urpo.policy.hf.table import hf_shapes
@@ -155,7 +156,7 @@ def write_model(folder: Path, layers: int) -> None:
 def serving(model: Path, log: Path) -> Iterator[str]:
     python = Path(os.environ.get("SGLANG_VENV") or ROOT / ".venv-sglang") / "bin" / "python"
     config = servers_config(python)
-    (port,) = choose_ports(config)
+    (port,) = choose_ports(config, "rollout.sglang")
     process = SGLangLauncher(config, model, 0, port).start(log)
     try:
         wait_until_ready(Server(f"http://127.0.0.1:{port}", process))

@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 
 from megatron_urpo.config.schema import ServersConfig
+from megatron_urpo.inference.ports import choose_ports
 from megatron_urpo.inference.process import SHARED_MEMORY, ServerProcess
-from megatron_urpo.inference.sglang.launch import SGLangLauncher, choose_ports
+from megatron_urpo.inference.sglang.launch import SGLangLauncher
 
 READY_SECONDS = 480  # a quiet machine needs 16; one with ten busy processes a core needed 200
 CPU_FLAGS: dict[str, bool | int | float | str] = {
@@ -77,7 +78,7 @@ def run_sglang(python: Path, model: Path, folder: Path, **flags: object) -> Iter
 def start_sglang(python: Path, model: Path, folder: Path, **flags: object) -> Iterator[Server]:
     """The same without waiting, so that several start side by side."""
     config = servers_config(python, flags={**CPU_FLAGS, **flags})
-    (port,) = choose_ports(config)
+    (port,) = choose_ports(config, "rollout.sglang")
     process = SGLangLauncher(config, model, 0, port).start(folder / "server.log")
     try:
         yield Server(f"http://127.0.0.1:{port}", process)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from megatron_urpo.inference.process import SHARED_MEMORY
+from megatron_urpo.inference.process import SHARED_FILE
 from tests.servers import training
 from tests.servers.test_training import versions
 from tests.support.miniature import Miniature
@@ -20,36 +21,49 @@ from tests.support.miniature import Miniature
 pytestmark = pytest.mark.usefixtures("_nothing_left_behind")
 
 LONG_ANSWERS: dict[str, Any] = {"data.prompts_per_step": 24, "rollout.completions_per_prompt": 8}
-SLOW_EVALUATION_SECONDS = 12
-# Rates every answer 0.5; takes as long as a large model's step does, so that a server can come back within two.
-SCORER = f"""
-import sys, time
-time.sleep({SLOW_EVALUATION_SECONDS})
+# Rates every answer 0.5, and makes a step last as long as the start of a server, as a large model would: it waits while
+# the run's log has told of more restarts than of servers that are up again, beside the two of the beginning.
+SCORER = """
+import pathlib, sys, time
+for _ in range(1500):
+    told = pathlib.Path(sys.argv[1]).read_text()
+    if told.count(" is restarting: ") <= told.count(" is stale: up") - 2:
+        break
+    time.sleep(0.1)
 for line in sys.stdin:
-    print('{{"quality": 0.5}}')
+    print('{"quality": 0.5}')
 """
 
 
 @pytest.fixture
 def _nothing_left_behind() -> Iterator[None]:
-    """No process below this one, and no new shared memory that nobody uses."""
-    memory, processes = set(SHARED_MEMORY.iterdir()), set(psutil.Process().children(recursive=True))
+    """No process below this one, and no shared memory that one of them had mapped at any time."""
+    before, seen, over = set(psutil.Process().children(recursive=True)), set(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.2):
+            seen.update(_shared_memory(set(psutil.Process().children(recursive=True)) - before))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     yield
+    over.set()
+    watcher.join()
+    assert seen
     deadline = time.monotonic() + 10  # torch's own helper for shared memory leaves two seconds after the last user
-    while _orphans(memory) and time.monotonic() < deadline:
+    while any(path.exists() for path in seen) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert _orphans(memory) == set()
-    left = set(psutil.Process().children(recursive=True)) - processes
+    assert {path for path in seen if path.exists()} == set()
+    left = set(psutil.Process().children(recursive=True)) - before
     assert [process for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
-def _orphans(before: set[Path]) -> set[Path]:
-    """Shared memory that is new and that no living process has mapped; others may run servers at the same time."""
-    new = set(SHARED_MEMORY.iterdir()) - before
-    for process in psutil.process_iter() if new else ():
-        with contextlib.suppress(psutil.Error, FileNotFoundError):
-            new -= {Path(place.path) for place in process.memory_maps()}
-    return new
+def _shared_memory(processes: set[psutil.Process]) -> set[Path]:
+    found: set[Path] = set()
+    for process in processes:
+        with contextlib.suppress(OSError):
+            found |= {Path(name) for name in SHARED_FILE.findall(Path(f"/proc/{process.pid}/maps").read_text())}
+    return found
 
 
 def test_one_of_two_is_killed_while_it_generates(miniature: Miniature, sglang_python: Path, tmp_path: Path) -> None:
@@ -59,7 +73,7 @@ def test_one_of_two_is_killed_while_it_generates(miniature: Miniature, sglang_py
     held_out.write_text(next(row for row in rows if json.loads(row)["task"] == "instruction"))
     slow = {
         "evaluation.data": f"[{held_out}]", "evaluation.every": 1, "evaluation.greedy": False,
-        "evaluation.scorer": json.dumps(["python3", "-c", SCORER]),
+        "evaluation.scorer": json.dumps(["python3", "-c", SCORER, str(log)]),
     }  # fmt: skip
     changes = training.overrides(miniature, sglang_python, run_dir, num_steps=5, **LONG_ANSWERS, **slow)
     run = training.start_training(changes, log)

@@ -6,9 +6,10 @@ from megatron_urpo.config import Config
 from megatron_urpo.inference.background import BackgroundLoop
 from megatron_urpo.inference.fleet.engine import FleetEngine, Seat
 from megatron_urpo.inference.fleet.member import Patience
+from megatron_urpo.inference.ports import LOOPBACK, choose_ports
 from megatron_urpo.inference.sglang.accept import check_info
 from megatron_urpo.inference.sglang.client import SGLangClient
-from megatron_urpo.inference.sglang.launch import LOOPBACK, SGLangLauncher, choose_ports
+from megatron_urpo.inference.sglang.launch import SGLangLauncher
 
 
 def connect_sglang(
@@ -18,7 +19,7 @@ def connect_sglang(
     servers = config.rollout.sglang
     background = BackgroundLoop("sglang")
     try:
-        ports = [] if servers.urls else choose_ports(servers)
+        ports = [] if servers.urls else choose_ports(servers, "rollout.sglang")
         urls = servers.urls or [f"http://{LOOPBACK}:{port}" for port in ports]
         logs = config.run_dir / "servers"
         seats = []

@@ -12,8 +12,9 @@ import pytest
 from megatron_urpo.config import ConfigError, check_config
 from megatron_urpo.config.schema import ServersConfig
 from megatron_urpo.inference.connect import check_engine
+from megatron_urpo.inference.ports import choose_ports
 from megatron_urpo.inference.sglang.client import read_completion, read_version
-from megatron_urpo.inference.sglang.launch import SGLangLauncher, choose_ports
+from megatron_urpo.inference.sglang.launch import SGLangLauncher
 from tests.support.models import make_model
 from tests.support.rollout import make_config
 from tests.support.scripted_fleet import scripted_config
@@ -33,12 +34,12 @@ def test_command_of_a_server() -> None:
 
 
 def test_ports() -> None:
-    free = choose_ports(ServersConfig(num_servers=3))
+    free = choose_ports(ServersConfig(num_servers=3), "rollout.sglang")
     assert len(set(free)) == 3
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"rollout\.sglang\.port: {port} cannot be listened on"):
-            choose_ports(ServersConfig(port=port))
+            choose_ports(ServersConfig(port=port), "rollout.sglang")
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_a_server_that_fits() -> None:
 
 
 def test_nobody_there() -> None:
-    (port,) = choose_ports(ServersConfig())
+    (port,) = choose_ports(ServersConfig(), "rollout.sglang")
     with pytest.raises(ConfigError, match=r"rollout\.sglang\.urls: .* does not answer"):
         check_engine(scripted_config([f"http://127.0.0.1:{port}"], {}), 127)
 
