@@ -171,7 +171,7 @@ def test_an_update_replaces_every_weight(served: Served, transport: str, tmp_pat
     assert metrics["weight_sync/retries"] == 0
     served.assert_serves(folder, version)
     assert shared_by_us() == []
-    assert listening_ports() == []
+    assert set(listening_ports()) <= before  # tests before this one may have left some
     assert not (tmp_path / "transit").exists()
 
 

@@ -54,7 +54,7 @@ def fleet(sglang_python: Path, tmp_path_factory: pytest.TempPathFactory, _finish
 
 
 def test_two_servers_take_the_weights(fleet: Fleet, tmp_path: Path, transport: str) -> None:
-    version = 1 + TRANSPORTS.index(transport)
+    version, before = 1 + TRANSPORTS.index(transport), set(listening_ports())
     folder, shapes = new_model(tmp_path, seed=version)
     pool = Pool(fleet.updates(fleet.one), fleet.updates(fleet.two))
     with receiving(pool, shapes, make_transport(transport, tmp_path, folder)) as receiver:
@@ -66,7 +66,7 @@ def test_two_servers_take_the_weights(fleet: Fleet, tmp_path: Path, transport: s
     for server in (fleet.one, fleet.two):
         assert_serves(server, folder, version)
     assert shared_by_us() == []
-    assert listening_ports() == []
+    assert set(listening_ports()) <= before  # tests before this one may have left some
     assert not (tmp_path / "transit").exists()
 
 
