@@ -157,7 +157,7 @@ def test_the_seed_counts(served: Served) -> None:
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_an_update_replaces_every_weight(served: Served, transport: str, tmp_path: Path) -> None:
     """Of an update that broke off nothing is seen: a whole one follows. The server has the old prompts in its cache."""
-    version = 1 + TRANSPORTS.index(transport)
+    version, before = 1 + TRANSPORTS.index(transport), set(listening_ports())
     folder = tmp_path / "new"
     shapes = new_model(folder, seed=version, tied=served.tied)
     assert ("lm_head.weight" in shapes) != served.tied

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from megatron_urpo.inference.background import BackgroundLoop
 from megatron_urpo.inference.http import HttpServer
-from megatron_urpo.inference.sglang.launch import SGLangLauncher, choose_ports
+from megatron_urpo.inference.ports import choose_ports
+from megatron_urpo.inference.sglang.launch import SGLangLauncher
 from megatron_urpo.inference.sglang.update import SGLangUpdates
 from megatron_urpo.policy.hf.shape import read_shape
 from megatron_urpo.policy.hf.table import hf_shapes
@@ -120,7 +121,7 @@ def start(python: Path, folder: Path, *, tied: bool, two: bool) -> Server:
     make_model(folder / "model", "qwen2", tied=tied)
     cores = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"} if two else {}
     config = servers_config(python, tensor=1 + two, environment={**CPU_ENVIRONMENT, **cores})
-    (port,) = choose_ports(config)
+    (port,) = choose_ports(config, "rollout.sglang")
     return Server(
         f"http://127.0.0.1:{port}", SGLangLauncher(config, folder / "model", 0, port).start(folder / "server.log")
     )
