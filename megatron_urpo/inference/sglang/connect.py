@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 
 from megatron_urpo.config import Config
 from megatron_urpo.inference.background import BackgroundLoop
-from megatron_urpo.inference.fleet.engine import FleetEngine, Seat
-from megatron_urpo.inference.fleet.member import Patience
-from megatron_urpo.inference.ports import LOOPBACK, choose_ports
+from megatron_urpo.inference.fleet.connect import connect_fleet
+from megatron_urpo.inference.fleet.engine import FleetEngine
 from megatron_urpo.inference.sglang.accept import check_info
 from megatron_urpo.inference.sglang.client import SGLangClient
 from megatron_urpo.inference.sglang.launch import SGLangLauncher
@@ -17,36 +16,20 @@ def connect_sglang(
 ) -> FleetEngine:
     """Servers that answer, without the policy's weights. Raises ConfigError and EngineError."""
     servers = config.rollout.sglang
-    background = BackgroundLoop("sglang")
-    try:
-        ports = [] if servers.urls else choose_ports(servers, "rollout.sglang")
-        urls = servers.urls or [f"http://{LOOPBACK}:{port}" for port in ports]
-        logs = config.run_dir / "servers"
-        seats = []
-        for index, url in enumerate(urls):
-            client = SGLangClient(
-                url,
-                background,
-                tensor=servers.tensor,
-                accept=lambda url, info: check_info(config, url, info),
-                stop_token_ids=stop_token_ids,
-                vocab_size=vocab_size,
-                update_seconds=config.weight_sync.timeout_seconds,
-            )
-            launcher = None if servers.urls else SGLangLauncher(servers, config.model.path, index, ports[index])
-            seats.append(Seat(client, launcher, logs / f"server_{index}.log"))
-        engine = FleetEngine(
-            seats,
-            background=background,
-            patience=Patience(servers.ready_seconds),
-            request_seconds=servers.request_seconds,
-            max_restarts=servers.max_restarts,
+
+    def new_client(url: str, background: BackgroundLoop) -> SGLangClient:
+        return SGLangClient(
+            url,
+            background,
+            tensor=servers.tensor,
+            accept=lambda url, info: check_info(config, url, info),
+            stop_token_ids=stop_token_ids,
             vocab_size=vocab_size,
-            max_tokens_in_flight=servers.max_tokens_in_flight,
-            tell=tell,
+            update_seconds=config.weight_sync.timeout_seconds,
         )
-    except BaseException:
-        background.close()
-        raise
-    engine.start()
-    return engine
+
+    def new_launcher(index: int, port: int) -> SGLangLauncher:
+        return SGLangLauncher(servers, config.model.path, index, port)
+
+    logs = config.run_dir / "servers"
+    return connect_fleet("sglang", servers, logs, vocab_size, new_client, new_launcher, tell)

@@ -131,8 +131,9 @@ def test_no_server_serves_weights_that_are_not_the_models(weights: list[tuple[st
 
 def test_servers_are_called_at_the_same_time() -> None:
     """Each waits for the other: one after the other they would wait for ever."""
-    both = threading.Barrier(2, timeout=20)
-    Caller().each([ScriptedUpdates("a"), ScriptedUpdates("b")], lambda server: (both.wait(), None)[1])
+    both, places = threading.Barrier(2, timeout=20), []
+    Caller().each([ScriptedUpdates("a"), ScriptedUpdates("b")], lambda server: places.append(both.wait()))
+    assert sorted(places) == [0, 1]
 
 
 def test_metrics() -> None:
