@@ -13,7 +13,7 @@ from pathlib import Path
 from megatron_urpo.algorithm.alignment import round_up, token_alignment
 from megatron_urpo.checkpoints import RunState, newest_checkpoint, read_state
 from megatron_urpo.config import Config, ConfigError
-from megatron_urpo.config.schema import Fp8Config, ModelConfig, ParallelConfig
+from megatron_urpo.config.model import Fp8Config, ModelConfig, ParallelConfig
 from megatron_urpo.data.chat import load_tokenizer
 from megatron_urpo.data.errors import DataError
 from megatron_urpo.data.store import load_prompts

@@ -26,7 +26,7 @@ import readers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config
 
-from megatron_urpo.config.schema import RefereeConfig
+from megatron_urpo.config.reward import RefereeConfig
 from megatron_urpo.data.chat import HuggingFaceTokenizer, load_tokenizer
 from megatron_urpo.data.store import write_store
 from megatron_urpo.rollout.scoring_prompt import ScoringPrompts

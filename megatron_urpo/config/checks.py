@@ -2,7 +2,8 @@
 
 import re
 
-from megatron_urpo.config.schema import Config, ServersConfig
+from megatron_urpo.config.engine import ServersConfig
+from megatron_urpo.config.schema import Config
 
 
 class ConfigError(ValueError):

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from megatron_urpo.config.checks import ConfigError, check_config
 from megatron_urpo.config.describe import inline_yaml
-from megatron_urpo.config.schema import Config, Section
+from megatron_urpo.config.schema import Config
+from megatron_urpo.config.section import Section
 
 S = TypeVar("S", bound=Section)
 

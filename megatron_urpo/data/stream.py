@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megatron_urpo.config.schema import Phase
+from megatron_urpo.config.data import Phase
 from megatron_urpo.data.errors import DataError
 from megatron_urpo.data.mixture import exact_shares, next_task
 from megatron_urpo.types import TASKS, Prompt, Task

@@ -3,7 +3,7 @@
 import socket
 
 from megatron_urpo.config import ConfigError
-from megatron_urpo.config.schema import ServersConfig
+from megatron_urpo.config.engine import ServersConfig
 
 LOOPBACK = "127.0.0.1"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_urpo.algorithm.alignment import FP8_TILE
 from megatron_urpo.config import ConfigError
-from megatron_urpo.config.schema import Fp8Config, ModelConfig, ParallelConfig
+from megatron_urpo.config.model import Fp8Config, ModelConfig, ParallelConfig
 from megatron_urpo.policy.hf.shape import ModelShape
 from megatron_urpo.policy.spec import SpecName
 

@@ -11,7 +11,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor
 
-from megatron_urpo.config.schema import Fp8Config, ModelConfig, ParallelConfig
+from megatron_urpo.config.model import Fp8Config, ModelConfig, ParallelConfig
 from megatron_urpo.policy.fp8 import check_fp8, fp8_arguments
 from megatron_urpo.policy.hf.folder import WeightFolder
 from megatron_urpo.policy.hf.shape import ModelShape, check_layout, read_shape

@@ -10,7 +10,7 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
-from megatron_urpo.config.schema import OptimizerConfig as OptimizerSettings
+from megatron_urpo.config.model import OptimizerConfig as OptimizerSettings
 from megatron_urpo.policy.model import ModelPart
 
 

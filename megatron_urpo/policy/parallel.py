@@ -18,7 +18,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_urpo.config import ConfigError
-from megatron_urpo.config.schema import ParallelConfig
+from megatron_urpo.config.model import ParallelConfig
 from megatron_urpo.policy import platform
 from megatron_urpo.protocols import RankZeroError
 

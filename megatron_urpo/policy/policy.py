@@ -21,7 +21,7 @@ from torch import Tensor
 from megatron_urpo.algorithm.alignment import token_alignment
 from megatron_urpo.algorithm.cost import sequence_flops
 from megatron_urpo.algorithm.microbatches import plan_microbatches
-from megatron_urpo.config.schema import Fp8Config, ModelConfig, OptimizerConfig, ParallelConfig
+from megatron_urpo.config.model import Fp8Config, ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_urpo.policy.export import export_weights
 from megatron_urpo.policy.fp8 import NO_FP8
 from megatron_urpo.policy.hf.folder import write_folder

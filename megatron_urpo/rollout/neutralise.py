@@ -8,7 +8,7 @@ they carry), `\\boxed`, and the tokenizer's special tokens.
 import re
 from collections.abc import Iterable
 
-from megatron_urpo.config.schema import TemplateConfig
+from megatron_urpo.config.reward import TemplateConfig
 
 _PLACEHOLDER = re.compile(r"\{(?:question|responses|response)\}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

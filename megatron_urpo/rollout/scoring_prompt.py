@@ -8,7 +8,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 
-from megatron_urpo.config.schema import RefereeConfig
+from megatron_urpo.config.reward import RefereeConfig
 from megatron_urpo.protocols import ChatTokenizer
 from megatron_urpo.rollout.neutralise import Neutraliser
 from megatron_urpo.types import Message, ScoringPrompt

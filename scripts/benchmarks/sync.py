@@ -20,7 +20,7 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from megatron_urpo.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
+from megatron_urpo.config.model import ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_urpo.inference.background import BackgroundLoop
 from megatron_urpo.inference.http import HttpServer
 from megatron_urpo.inference.ports import choose_ports

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from check import present
 
-from megatron_urpo.config.schema import Fp8Config, ModelConfig, OptimizerConfig, ParallelConfig
+from megatron_urpo.config.model import Fp8Config, ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_urpo.policy.parallel import joined_ranks
 from megatron_urpo.policy.policy import Policy, build_policy
 

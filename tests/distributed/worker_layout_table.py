@@ -20,7 +20,8 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megatron_urpo.config.schema import LossConfig, ModelConfig, OptimizerConfig, ParallelConfig
+from megatron_urpo.config.model import ModelConfig, OptimizerConfig, ParallelConfig
+from megatron_urpo.config.schema import LossConfig
 from megatron_urpo.policy.export import export_weights
 from megatron_urpo.policy.hf.table import weight_entries
 from megatron_urpo.policy.model import tied_output_copy

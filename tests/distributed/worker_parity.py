@@ -7,7 +7,7 @@ import torch
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from transformers import AutoModelForCausalLM
 
-from megatron_urpo.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
+from megatron_urpo.config.model import ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_urpo.policy import platform
 from megatron_urpo.policy.packing import PackedBatch, TokenSequence, pack
 from megatron_urpo.policy.parallel import close_parallel, init_parallel

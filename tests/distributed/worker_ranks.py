@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_urpo.config.schema import ParallelConfig
+from megatron_urpo.config.model import ParallelConfig
 from megatron_urpo.policy.logprobs import token_logprobs
 from megatron_urpo.policy.parallel import Parallel, joined_ranks
 from megatron_urpo.protocols import RankZeroError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from megatron_urpo.config.schema import ServersConfig
+from megatron_urpo.config.engine import ServersConfig
 from megatron_urpo.inference.ports import choose_ports
 from megatron_urpo.inference.process import SHARED_MEMORY, ServerProcess
 from megatron_urpo.inference.sglang.launch import SGLangLauncher

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_urpo.config.schema import VLLMServersConfig
+from megatron_urpo.config.engine import VLLMServersConfig
 from megatron_urpo.inference.ports import choose_ports
 from megatron_urpo.inference.vllm.launch import VLLMLauncher
 from megatron_urpo.policy.hf.shape import read_shape

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from megatron_urpo.config.schema import Phase, RolloutConfig
+from megatron_urpo.config.data import Phase
+from megatron_urpo.config.schema import RolloutConfig
 from megatron_urpo.data.stream import PromptStream
 from megatron_urpo.resample import collect_step
 from megatron_urpo.rollout.collect import Rollout, slots

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from megatron_urpo.config.schema import ServersConfig
+from megatron_urpo.config.engine import ServersConfig
 from megatron_urpo.inference.background import BackgroundLoop
 from megatron_urpo.inference.fleet.client import Client, Launcher
 from megatron_urpo.inference.fleet.engine import FleetEngine, Seat

@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_urpo.config.schema import ServersConfig
+from megatron_urpo.config.engine import ServersConfig
 from megatron_urpo.inference.ports import LOOPBACK
 from megatron_urpo.inference.process import ServerProcess
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from megatron_urpo.config.schema import ServersConfig
+from megatron_urpo.config.engine import ServersConfig
 from megatron_urpo.inference.ports import LOOPBACK
 from megatron_urpo.inference.process import ServerProcess
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_urpo.config.schema import Phase
+from megatron_urpo.config.data import Phase
 from megatron_urpo.data.errors import DataError
 from megatron_urpo.data.stream import PromptStream
 from megatron_urpo.types import InstructionPrompt, Message, PreferencePrompt, Prompt, ReasoningPrompt

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_urpo.config import ConfigError, check_config
-from megatron_urpo.config.schema import ServersConfig
+from megatron_urpo.config.engine import ServersConfig
 from megatron_urpo.inference.connect import check_engine
 from megatron_urpo.inference.ports import choose_ports
 from megatron_urpo.inference.sglang.client import read_completion, read_version

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_urpo.config import Config, ConfigError, check_config
-from megatron_urpo.config.schema import VLLMServersConfig
+from megatron_urpo.config.engine import VLLMServersConfig
 from megatron_urpo.inference.connect import check_engine
 from megatron_urpo.inference.ports import choose_ports
 from megatron_urpo.inference.vllm.accept import check_info

@@ -8,7 +8,7 @@ import torch
 from megatron.core.enums import Fp8Recipe
 
 from megatron_urpo.config import Config, ConfigError
-from megatron_urpo.config.schema import Fp8Config, ModelConfig, ParallelConfig
+from megatron_urpo.config.model import Fp8Config, ModelConfig, ParallelConfig
 from megatron_urpo.policy.fp8 import NO_FP8, check_fp8
 from megatron_urpo.policy.hf.shape import ModelShape
 from megatron_urpo.policy.model import transformer_config

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_urpo.config.schema import Fp8Config, ModelConfig, OptimizerConfig, ParallelConfig
+from megatron_urpo.config.model import Fp8Config, ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_urpo.policy.model import transformer_config
 from megatron_urpo.policy.packing import TokenSequence
 from megatron_urpo.policy.parallel import joined_ranks

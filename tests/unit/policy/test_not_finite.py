@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_urpo.config.schema import LossConfig, ModelConfig, OptimizerConfig, ParallelConfig
+from megatron_urpo.config.model import ModelConfig, OptimizerConfig, ParallelConfig
+from megatron_urpo.config.schema import LossConfig
 from megatron_urpo.policy.not_finite import not_finite_samples
 from megatron_urpo.policy.parallel import joined_ranks
 from megatron_urpo.policy.policy import Policy, build_policy

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_urpo.config.schema import LossConfig, ModelConfig, OptimizerConfig, ParallelConfig
+from megatron_urpo.config.model import ModelConfig, OptimizerConfig, ParallelConfig
+from megatron_urpo.config.schema import LossConfig
 from megatron_urpo.policy.packing import TokenSequence, pack
 from megatron_urpo.policy.parallel import Parallel, joined_ranks
 from megatron_urpo.policy.policy import Policy, build_policy

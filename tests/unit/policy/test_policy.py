@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_urpo.config.schema import LossConfig, ModelConfig, OptimizerConfig, ParallelConfig
+from megatron_urpo.config.model import ModelConfig, OptimizerConfig, ParallelConfig
+from megatron_urpo.config.schema import LossConfig
 from megatron_urpo.policy.objective import GrpoLoss
 from megatron_urpo.policy.packing import PackedBatch, TokenSequence, pack
 from megatron_urpo.policy.parallel import Parallel, joined_ranks

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_urpo.config.schema import TemplateConfig
+from megatron_urpo.config.reward import TemplateConfig
 from megatron_urpo.rollout.neutralise import Neutraliser
 
 SPECIAL = ("<|im_start|>", "<|im_end|>")

@@ -1,0 +1,3 @@
+from megatron_urpo.cli import main
+
+main()

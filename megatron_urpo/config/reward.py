@@ -1,0 +1,38 @@
+"""What scores: the referee's prompt and the verifiers."""
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from megatron_urpo.config.section import NonNegative, Positive, Section
+
+DEFAULT_SCORING_PROMPT = """\
+You are a skilled expert at scoring responses. You will be given a question with multiple responses. \
+Evaluate and score each response.
+[The Begin of Question]{question}[The End of Question]
+{responses}
+#### Output Format Requirements ####
+Scores: <the overall comprehensive score of all responses in order, separate by comma in the boxed, \
+e.g., \\boxed{x, x} if there exists 2 responses>."""
+DEFAULT_SCORED_RESPONSE = "[The Begin of Response {index}]{response}[The End of Response {index}]"
+
+
+class TemplateConfig(Section):
+    prompt: str = Field(DEFAULT_SCORING_PROMPT, description="has {question} and {responses}")
+    response: str = Field(DEFAULT_SCORED_RESPONSE, description="has {response} and {index}")
+
+
+class RefereeConfig(Section):
+    template: TemplateConfig = TemplateConfig()
+    score_range: tuple[float, float] = (0.0, 10.0)
+    temperature: NonNegative = Field(0.0, description="of judging; 0 is greedy. The one re-ask samples at 1")
+    votes: PositiveInt = Field(1, description="asks for one group, each with a fresh permutation")
+    max_new_tokens: PositiveInt = 4096
+    max_prompt_tokens: PositiveInt = 16384
+    overflow: Literal["truncate", "skip"] = "truncate"
+
+
+class VerifierConfig(Section):
+    workers: PositiveInt = Field(2, description="killable child processes")
+    timeout_seconds: Positive = 2.0
+    memory_mib: PositiveInt = 1024
