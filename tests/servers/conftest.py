@@ -1,15 +1,22 @@
 """The environment of real servers, and one server that the tests of this folder share."""
 
+import contextlib
 import os
+import secrets
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
+import psutil
 import pytest
 
+from megatron_urpo.inference.process import SHARED_FILE
+from tests.servers import training
 from tests.servers.process import READY_SECONDS, Server, run_sglang, start_sglang, wait_until_ready
 from tests.support.miniature import Miniature
 from tests.support.models import make_model
@@ -17,6 +24,8 @@ from tests.support.world import write_tokenizer
 
 ROOT = Path(__file__).parent.parent.parent
 INSTALL = ROOT / "scripts" / "sglang_cpu" / "install.sh"
+VLLM_INSTALL = ROOT / "scripts" / "vllm_cpu" / "install.sh"
+LEAVE_SECONDS = 60  # torch's own helper for shared memory leaves two seconds after its last user
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,6 +45,22 @@ def sglang_python() -> Path:
     if checked.returncode != 0:
         reason = checked.stderr.strip()
         if os.environ.get("REQUIRE_SGLANG") == "1":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    return folder / "bin" / "python"
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> Path:
+    """The interpreter of the environment that scripts/vllm_cpu/install.sh made; skips where there is none.
+
+    With REQUIRE_VLLM=1 a missing environment is a failure.
+    """
+    folder = Path(os.environ.get("VLLM_VENV") or ROOT / ".venv-vllm")
+    checked = subprocess.run(["bash", str(VLLM_INSTALL), "--check", str(folder)], capture_output=True, text=True)
+    if checked.returncode != 0:
+        reason = checked.stderr.strip()
+        if os.environ.get("REQUIRE_VLLM") == "1":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
     return folder / "bin" / "python"
@@ -81,3 +106,40 @@ def server(
 ) -> Iterator[Server]:
     with run_sglang(sglang_python, model, tmp_path_factory.mktemp("sglang")) as started:
         yield started
+
+
+@pytest.fixture
+def _nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No process of the test's runs, and no shared memory that one of them had mapped at any time.
+
+    They are known by a word in their environment, which all that descend from a run inherit: other tests' processes,
+    such as a browser that lives as long as the session, are no concern of it.
+    """
+    mark = f"{training.MARK}={secrets.token_hex(8)}"
+    monkeypatch.setenv(*mark.split("="))
+    seen: set[Path] = set()
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.2):
+            seen.update(_shared_memory(training.marked(mark)))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    yield
+    over.set()
+    watcher.join()
+    assert seen
+    deadline = time.monotonic() + LEAVE_SECONDS
+    while (any(path.exists() for path in seen) or training.marked(mark)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert {path for path in seen if path.exists()} == set()
+    assert [(process.pid, process.name()) for process in training.marked(mark)] == []
+
+
+def _shared_memory(processes: list[psutil.Process]) -> set[Path]:
+    found: set[Path] = set()
+    for process in processes:
+        with contextlib.suppress(OSError):
+            found |= {Path(name) for name in SHARED_FILE.findall(Path(f"/proc/{process.pid}/maps").read_text())}
+    return found

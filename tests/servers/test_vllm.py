@@ -4,7 +4,6 @@ After each update the server's log-probabilities are compared with the pushed mo
 success on a CPU and then computes from a mixture of old and new weights.
 """
 
-import os
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from megatron_urpo.inference.vllm.client import VLLMClient
 from megatron_urpo.protocols import ServerRefused
 from megatron_urpo.types import Completion, GenerationRequest, VersionSpan
 from megatron_urpo.weight_sync.push import push_weights
+from tests.servers.conftest import VLLM_INSTALL
 from tests.servers.process import Server
 from tests.servers.test_environment import NUM_NEW_TOKENS, PROMPTS, RELATIVE_ERROR, TEMPERATURES, runs
 from tests.servers.updating import (
@@ -32,6 +32,7 @@ from tests.servers.updating import (
     OneRank,
     Pool,
     Source,
+    assert_nothing_is_left,
     listening_ports,
     load,
     make_transport,
@@ -41,26 +42,8 @@ from tests.servers.updating import (
 from tests.servers.vllm_process import new_model, run_vllm
 from tests.support.rollout import make_config
 
-ROOT = Path(__file__).parent.parent.parent
-INSTALL = ROOT / "scripts" / "vllm_cpu" / "install.sh"
 VOCABULARY = 127
 STOP = 77
-
-
-@pytest.fixture(scope="module")
-def vllm_python() -> Path:
-    """The interpreter of the environment that scripts/vllm_cpu/install.sh made; skips where there is none.
-
-    With REQUIRE_VLLM=1 a missing environment is a failure.
-    """
-    folder = Path(os.environ.get("VLLM_VENV") or ROOT / ".venv-vllm")
-    checked = subprocess.run(["bash", str(INSTALL), "--check", str(folder)], capture_output=True, text=True)
-    if checked.returncode != 0:
-        reason = checked.stderr.strip()
-        if os.environ.get("REQUIRE_VLLM") == "1":
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
-    return folder / "bin" / "python"
 
 
 def make_client(url: str, background: BackgroundLoop, stop_token_ids: Sequence[int] = ()) -> VLLMClient:
@@ -170,8 +153,7 @@ def test_an_update_replaces_every_weight(served: Served, transport: str, tmp_pat
     assert metrics["weight_sync/buckets"] >= 4
     assert metrics["weight_sync/retries"] == 0
     served.assert_serves(folder, version)
-    assert shared_by_us() == []
-    assert set(listening_ports()) <= before  # tests before this one may have left some
+    assert_nothing_is_left(before)
     assert not (tmp_path / "transit").exists()
 
 
@@ -232,7 +214,7 @@ def test_a_server_that_is_up_is_looked_at_before_a_run(served: Served) -> None:
 
 def test_check_names_the_way_out(tmp_path: Path) -> None:
     folder = tmp_path / "venv"
-    done = subprocess.run(["bash", str(INSTALL), "--check", str(folder)], capture_output=True, text=True)
+    done = subprocess.run(["bash", str(VLLM_INSTALL), "--check", str(folder)], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         f"error: no vLLM of this version in {folder}; make it with: bash scripts/vllm_cpu/install.sh {folder}"

@@ -24,6 +24,7 @@ from tests.servers.updating import (
     OneRank,
     Pool,
     Source,
+    assert_nothing_is_left,
     assert_serves,
     listening_ports,
     load,
@@ -65,8 +66,7 @@ def test_two_servers_take_the_weights(fleet: Fleet, tmp_path: Path, transport: s
     assert metrics["weight_sync/retries"] == 0
     for server in (fleet.one, fleet.two):
         assert_serves(server, folder, version)
-    assert shared_by_us() == []
-    assert set(listening_ports()) <= before  # tests before this one may have left some
+    assert_nothing_is_left(before)
     assert not (tmp_path / "transit").exists()
 
 
@@ -119,11 +119,11 @@ def test_a_server_killed_in_a_broadcast_costs_one_repeat(fleet: Fleet, tmp_path:
     one, two = fleet.updates(fleet.one), fleet.updates(fleet.two)
     one.victims = fleet.one.processes()
     pool = Pool(one, two)
-    transport = BroadcastTransport(caller := Caller(), "127.0.0.1", CPU, seconds=20.0)
+    transport = BroadcastTransport(caller := Caller(), "127.0.0.1", CPU, seconds=100.0)
     start = time.monotonic()
     with receiving(pool, shapes, (caller, transport)) as receiver:
         metrics = push_weights(Source(folder, shapes), receiver, 41, OneRank())
-    assert time.monotonic() - start < 2 * 20.0  # one broadcast given up, one update
+    assert time.monotonic() - start < 2 * 100.0  # one broadcast given up, one update
     assert metrics["weight_sync/retries"] == 1
     assert pool.given == [([fleet.two.url], 41)]
     assert_serves(fleet.two, folder, 41)

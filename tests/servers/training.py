@@ -15,8 +15,14 @@ from typing import Any
 import psutil
 
 from tests.servers.process import CPU_ENVIRONMENT, CPU_FLAGS
+from tests.servers.vllm_process import ENVIRONMENT as VLLM_ENVIRONMENT
+from tests.servers.vllm_process import FLAGS as VLLM_FLAGS
 from tests.support.miniature import ROOT, Miniature
 
+SGLANG_PROGRAM, VLLM_PROGRAM = "sglang.launch_server", "vllm.entrypoints.openai.api_server"
+VLLM_RUNNING = "vllm:num_requests_running"
+MARK = "URPO_TEST_RUN"
+"""A variable that a test may set, so that what its runs leave behind is found by `marked`."""
 CONFIG = ROOT / "examples" / "miniature" / "config.yaml"
 
 
@@ -29,6 +35,20 @@ def overrides(miniature: Miniature, python: Path, run_dir: Path, **values: Any) 
         "rollout.sglang.dtype": "float32",
         "rollout.sglang.flags": json.dumps(CPU_FLAGS),
         "rollout.sglang.environment": json.dumps(CPU_ENVIRONMENT),
+        "weight_sync.bucket_mib": 1,
+    }
+    return miniature.overrides(run_dir, **{**servers, **values})
+
+
+def vllm_overrides(miniature: Miniature, python: Path, run_dir: Path, **values: Any) -> list[str]:
+    """The same on two vLLM servers."""
+    servers = {
+        "rollout.engine": "vllm",
+        "rollout.vllm.num_servers": 2,
+        "rollout.vllm.command": json.dumps([str(python), "-m", VLLM_PROGRAM]),
+        "rollout.vllm.dtype": "float32",
+        "rollout.vllm.flags": json.dumps({**VLLM_FLAGS, "max-num-seqs": 64}),
+        "rollout.vllm.environment": json.dumps(VLLM_ENVIRONMENT),
         "weight_sync.bucket_mib": 1,
     }
     return miniature.overrides(run_dir, **{**servers, **values})
@@ -67,12 +87,26 @@ def metrics(run_dir: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+def marked(mark: str) -> list[psutil.Process]:
+    """Processes that were started with `mark` (NAME=VALUE) in their environment, this one and zombies left out."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            told = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+            if mark.encode() in told and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
 def servers_of(run: psutil.Popen) -> list[psutil.Process]:
     """The first process of each server that a run has started, oldest first."""
     found = []
     for process in run.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if "sglang.launch_server" in process.cmdline() and process.parent() in (run, *run.children(recursive=True)):
+            if {SGLANG_PROGRAM, VLLM_PROGRAM} & set(process.cmdline()) and process.parent() in (
+                run,
+                *run.children(recursive=True),
+            ):
                 found.append(process)
     firsts = [process for process in found if process.parent() not in found]
     return sorted(firsts, key=lambda process: process.create_time())
@@ -87,6 +121,19 @@ def wait_until(condition: Callable[[], bool], run: psutil.Popen, log: Path, seco
         time.sleep(0.01)
 
 
+def wait_until_taken(run: psutil.Popen, number: signal.Signals) -> None:
+    """Until `number` is not pending any more: one that comes while another like it is pending would be lost."""
+    bit = 1 << (number - 1)
+    with contextlib.suppress(OSError, psutil.Error):
+        while run.status() != psutil.STATUS_ZOMBIE:
+            told = Path(f"/proc/{run.pid}/status").read_text()
+            pending = [line.split()[1] for line in told.splitlines() if line.startswith(("SigPnd", "ShdPnd"))]
+            if not any(int(mask, 16) & bit for mask in pending):
+                break
+            time.sleep(0.01)
+    time.sleep(0.05)  # the interpreter notes a signal that was taken, and handles it between two instructions
+
+
 def num_steps_done(run_dir: Path) -> int:
     path = run_dir / "metrics.jsonl"
     return int(metrics(run_dir)[-1]["step"]) if path.is_file() and path.read_text().strip() else 0
@@ -95,5 +142,9 @@ def num_steps_done(run_dir: Path) -> int:
 def is_generating(server: psutil.Process) -> bool:
     """Whether it has requests right now."""
     port = server.cmdline()[server.cmdline().index("--port") + 1]
+    if VLLM_PROGRAM in server.cmdline():
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            told = [line.split() for line in answer.read().decode().splitlines() if line.startswith(VLLM_RUNNING)]
+        return any(float(words[-1]) > 0 for words in told)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/loads", timeout=10) as answer:
         return any(load["num_running_reqs"] > 0 for load in json.load(answer)["loads"])

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,6 +175,15 @@ def assert_serves(server: Server, folder: Path, version: int) -> None:
 
 def shared_by_us() -> list[Path]:
     return list(Path("/dev/shm").glob(f"torch_{os.getpid()}_*"))
+
+
+def assert_nothing_is_left(ports: set[int], seconds: float = 30.0) -> None:
+    """No shared memory of this process, and no port beside `ports`; what is closed in a thread may take a moment."""
+    deadline = time.monotonic() + seconds
+    while (shared_by_us() or not set(listening_ports()) <= ports) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert shared_by_us() == []
+    assert set(listening_ports()) <= ports  # tests before may have left some
 
 
 def listening_ports() -> list[int]:

@@ -39,14 +39,21 @@ def vllm_config(python: Path, **values: object) -> VLLMServersConfig:
 @contextlib.contextmanager
 def run_vllm(python: Path, model: Path, folder: Path, **values: object) -> Iterator[Server]:
     """Serves `model` while the block runs; `folder` takes the log."""
-    config = vllm_config(python, **values)
-    (port,) = choose_ports(config, "rollout.vllm")
-    server = Server(f"http://127.0.0.1:{port}", VLLMLauncher(config, model, 0, port).start(folder / "server.log"))
-    try:
+    with start_vllm(python, model, folder, **values) as server:
         wait_until_ready(server)
         yield server
+
+
+@contextlib.contextmanager
+def start_vllm(python: Path, model: Path, folder: Path, **values: object) -> Iterator[Server]:
+    """The same without waiting, so that several start side by side."""
+    config = vllm_config(python, **values)
+    (port,) = choose_ports(config, "rollout.vllm")
+    process = VLLMLauncher(config, model, 0, port).start(folder / "server.log")
+    try:
+        yield Server(f"http://127.0.0.1:{port}", process)
     finally:
-        server.process.stop()
+        process.stop()
 
 
 def new_model(folder: Path, *, seed: int, tied: bool) -> dict[str, tuple[int, ...]]:

@@ -98,13 +98,12 @@ def test_a_hanging_request_holds_up_no_other_and_no_pause(server: ScriptedServer
     server.script = on_cue(Cue(fate="hang"), Cue())
 
     async def scenario(http: HttpServer) -> None:
-        hanging = asyncio.create_task(http.post("/generate", body(), 1.0))
+        hanging = asyncio.create_task(http.post("/generate", body(), SECONDS))
         await until(lambda: server.outcomes == ["hang"])
         await http.post("/generate", body(), SECONDS)
         await http.post("/pause_generation", {"mode": "abort"}, SECONDS)
         assert not hanging.done()
-        with pytest.raises(ServerGone, match="no answer within 1 s"):
-            await hanging
+        hanging.cancel()
 
     run(server, scenario)
 
@@ -185,7 +184,7 @@ def test_a_client_that_leaves_frees_its_slot() -> None:
 
         async def scenario(http: HttpServer) -> None:
             with pytest.raises(ServerGone, match="no answer within"):
-                await http.post("/generate", body(), 0.2)
+                await http.post("/generate", body(), 2.0)
             await http.post("/generate", body(), SECONDS)
 
         run(server, scenario)

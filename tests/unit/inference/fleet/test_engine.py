@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from tests.support.scripted_form import Asked, Cue, Fate, Script, as_it_should
 from tests.support.scripted_server import ScriptedServer
 
 STOP, VOCABULARY = 2, 127
-PATIENCE = {"ready_seconds": 20.0, "request_seconds": 5.0}
+PATIENCE = {"ready_seconds": 20.0, "request_seconds": 20.0}
 
 
 @contextlib.contextmanager
@@ -98,10 +99,10 @@ def test_a_lost_answer_is_asked_for_again_and_counted(cue: Cue, cause: str) -> N
 
 
 def test_a_request_that_is_forgotten_is_asked_for_again_after_its_deadline() -> None:
-    with fleet(first_then(Cue(fate="hang")), request_seconds=0.3) as (engine, (server,), _):
+    with fleet(first_then(Cue(fate="hang")), request_seconds=2.0) as (engine, (server,), _):
         start = time.monotonic()
         ask(engine, request())
-        assert time.monotonic() - start >= 0.3
+        assert time.monotonic() - start >= 1.9
         assert server.outcomes[1:] == ["answer"]
 
 
@@ -220,7 +221,8 @@ def test_every_server_is_asked_and_one_that_just_died_is_left_out() -> None:
 def test_cancelled_requests_leave_no_load_behind() -> None:
     async def start_and_cancel(engine: FleetEngine, server: ScriptedServer) -> None:
         asked = [asyncio.create_task(engine.generate(request(i, completions=4))) for i in range(10)]
-        await asyncio.sleep(0.2)
+        while len(server.records) < 3 or len(engine._admission._waiting) < 37:
+            await asyncio.sleep(0.01)
         assert len(server.records) == 3  # of 11 tokens each: no more fit
         for task in asked:
             task.cancel()
@@ -236,11 +238,19 @@ FATES: tuple[Fate, ...] = ("crash", "half", "not_json")
 
 
 def test_many_requests_with_faults_are_each_answered_once() -> None:
+    """The first attempt of every fifth request fails, wherever and whenever it arrives; so each needs two at most."""
+    attempts: Counter[int] = Counter()
+
     def script(number: int, asked: Asked) -> Cue:
-        return Cue(fate=FATES[number % 3]) if number % 17 == 3 else Cue(tokens=(asked.prompt_ids[0],))
+        attempts[asked.seed] += 1  # both servers' threads count, but one seed is never at both at once
+        if asked.seed % 5 == 0 and attempts[asked.seed] == 1:
+            return Cue(fate=FATES[asked.seed % 3])
+        return Cue(tokens=(3 + asked.seed % 100,))
 
     with fleet(script, script) as (engine, servers, _):
-        answers = ask(engine, *(request(i, completions=2, prompt=(3 + i % 100, 5)) for i in range(300)))
-        assert [[c.token_ids for c in group] for group in answers] == [[(3 + i % 100, STOP)] * 2 for i in range(300)]
-        answered = sum(server.outcomes.count("answer") for server in servers)
-        assert answered == 600
+        answers = ask(engine, *(request(2 * i, completions=2) for i in range(300)))
+        said = [[completion.token_ids for completion in group] for group in answers]
+        assert said == [[(3 + (2 * i + j) % 100, STOP) for j in range(2)] for i in range(300)]
+        outcomes = Counter(outcome for server in servers for outcome in server.outcomes)
+        assert outcomes == {"answer": 600, "crash": 40, "half": 40, "not_json": 40}
+        assert engine.take_counts()["engine/lost"] == 120
