@@ -97,7 +97,9 @@ def layer_bytes(shape: ModelShape, layout: ParallelConfig, dtype: str, recompute
     kept += 3 * wide  # gate and value, and their product
     bytes_kept = kept * width + 2 * 4  # and the two norms' scales
     if shape.qk_norm:
-        bytes_kept += rows * width + 4 * (heads + groups)
+        # What both read: keys as a part of the one matrix, queries as a copy where their groups lie apart in it.
+        copied = queries if heads > groups > 1 else 0
+        bytes_kept += (rows + copied) * width + 4 * (heads + groups)
     if recompute == "selective":
         return bytes_kept + (queries + keys) * width + (0 if shape.qk_norm else rows * width)
     return bytes_kept + int(padding * ((rows + queries) * width + 4 * heads))
