@@ -1,8 +1,8 @@
 """What generation takes: the servers' weights and KV cache, or the embedded engine's, and where they lie.
 
-`mem-fraction-static` is SGLang's share of a GPU for weights and KV cache *and whatever lies there when the server
-starts*; vLLM's `gpu-memory-utilization` is for that server alone. So beside a trainer the first counts what the trainer
-holds at the start, and the rest of the GPU must do for what the trainer needs later.
+`mem-fraction-static` is the share that SGLang takes, for weights and KV cache, of what is *free when the server starts*
+(0.5.21, `KVCacheConfigurator._profile_available_bytes`); vLLM's `gpu-memory-utilization` is of the whole GPU. So beside
+a trainer the rest of what was free then must do for what the trainer needs later.
 """
 
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class EnginePlan:
 
     def kv_tokens(self, gpu: Gpu, at_start: int = 0) -> int:
         """Tokens that the KV cache of a server holds on a GPU where `at_start` bytes are taken when it starts."""
-        static = int(self.usual_fraction() * gpu.memory) - (at_start if self.kind == "sglang" else 0)
+        static = int(self.usual_fraction() * _base(self, gpu, at_start))
         return max(0, static - self.weights) // self.kv_bytes_per_token
 
 
@@ -97,5 +97,11 @@ def _kv_bytes(shape: ModelShape, tensor: int, width: int) -> int:
 
 def largest_fraction(engine: EnginePlan, gpu: Gpu, at_start: int, at_peak: int) -> float:
     """The largest value of the flag that leaves the trainer its peak, rounded down to a hundredth; 0: none."""
-    later = at_peak - (at_start if engine.kind == "sglang" else 0) + RESERVE
-    return max(0.0, int((1 - later / gpu.memory) * 100) / 100)
+    base = _base(engine, gpu, at_start)
+    left = gpu.memory - at_peak - RESERVE
+    return max(0.0, int(left / base * 100) / 100) if base > 0 else 0.0
+
+
+def _base(engine: EnginePlan, gpu: Gpu, at_start: int) -> int:
+    """What the flag is a share of."""
+    return gpu.memory - at_start if engine.kind == "sglang" else gpu.memory

@@ -99,7 +99,7 @@ def make_plan(config: Config, gpu: str, gpus: int) -> Plan:
         *_engine_problems(engine, kind, fraction, fullest),
         *_transport_problems(config, engine),
     ]
-    at_start = max(rank.at_start for rank in ranks) if engine.placement == "beside" else 0
+    at_start = fullest.at_start if engine.placement == "beside" else 0
     return Plan(
         gpu=kind,
         gpus=gpus,

@@ -19,7 +19,7 @@ from megatron_urpo.policy.hf.table import hf_shapes
 from megatron_urpo.weight_sync.buckets import plan_buckets
 from tests.support.shapes import QWEN3_8B, QWEN25_7B, QWEN25_72B, write_shape
 
-SGLANG: dict[str, Any] = {"num_servers": 8, "first_gpu": 0, "flags": {"mem-fraction-static": 0.5}}
+SGLANG: dict[str, Any] = {"num_servers": 8, "first_gpu": 0, "flags": {"mem-fraction-static": 0.4}}
 RUN: dict[str, Any] = {
     "run_dir": "run", "data": {"train": ["train.jsonl"]}, "parallel": {"tensor": 4, "sequence": True},
     "rollout": {"engine": "sglang", "sglang": SGLANG}, "weight_sync": {"transport": "tensor"},
@@ -69,6 +69,18 @@ def test_the_longest_scoring_prompt(tmp_path: Path) -> None:
     assert scoring.share == (16384 - 4096) // 8
 
 
+def test_the_share_that_servers_may_take(tmp_path: Path) -> None:
+    """SGLang takes its share of what is free at its start; with the largest, trainer and server fill the GPU."""
+    plan = planned(tmp_path, QWEN25_7B)
+    rank = plan.fullest
+    assert plan.fraction is not None
+    free = plan.gpu.memory - rank.at_start
+    assert rank.at_start == rank.states.weights + rank.states.gradients + rank.states.masters
+    assert rank.peak + RESERVE + plan.fraction * free <= plan.gpu.memory
+    assert rank.peak + RESERVE + (plan.fraction + 0.01) * free > plan.gpu.memory
+    assert plan.kv_tokens == (int(0.4 * free) - plan.engine.weights) // plan.engine.kv_bytes_per_token
+
+
 def test_buckets_are_those_of_the_weight_sync() -> None:
     import torch
 
@@ -91,7 +103,7 @@ def test_buckets_are_those_of_the_weight_sync() -> None:
             QWEN25_7B,
             8,
             {"rollout": {"engine": "sglang", "sglang": {"num_servers": 8, "first_gpu": 0}}},
-            ["rollout.sglang.flags: mem-fraction-static is not given", "at most 0.52"],
+            ["rollout.sglang.flags: mem-fraction-static is not given", "at most 0.42"],
         ),
         (
             QWEN25_7B,
