@@ -23,11 +23,18 @@ def meet(
 ) -> Meeting | None:
     """What this task saw; None outside an srun of several tasks.
 
-    The first task removes the files when all have read them.
+    The first task removes the files when all have read them. A task that cannot write there has met nobody.
     """
     count = int(environment.get("SLURM_NTASKS", environment.get("SLURM_NPROCS", "1")))
     if "SLURM_PROCID" not in environment or count < 2:
         return None
+    try:
+        return _meet(folder, count, environment, wait_seconds)
+    except OSError:
+        return Meeting(num_tasks=count, offsets={}, num_seen=0)
+
+
+def _meet(folder: Path, count: int, environment: Mapping[str, str], wait_seconds: float) -> Meeting:
     job = f"{environment.get('SLURM_JOB_ID', '0')}-{environment.get('SLURM_STEP_ID', '0')}"
     place = folder / f".doctor-{job}"
     place.mkdir(parents=True, exist_ok=True)

@@ -118,6 +118,11 @@ def test_a_task_that_meets_nobody_says_so(tmp_path: Path) -> None:
     assert meeting.num_seen == 1
 
 
+def test_a_folder_that_cannot_be_made_is_no_meeting_point(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert meet(tmp_path / "file" / "runs", {"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}) == Meeting(2, {}, 0)
+
+
 def test_one_process_meets_nobody(tmp_path: Path) -> None:
     assert meet(tmp_path, {}) is None
 
