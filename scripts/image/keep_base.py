@@ -2,10 +2,10 @@
 
     python3 scripts/image/keep_base.py constraints/cpu.txt > constraints-of-this-image.txt
 
-What is compiled against the base's torch, CUDA or numpy must stay as the base has it: a torch from a package index in its
-place would break Transformer Engine and apex, often only at the first call. So these packages are held at the versions that
-are there, whatever the tested list says; every other pin of the list holds. Run it with the base's own interpreter, before
-anything is installed. Standard library only.
+What is compiled against the base's torch, CUDA or numpy must stay as the base has it: a torch from a package index in
+its place would break Transformer Engine and apex, often only at the first call. So these packages are held at the
+versions that are there, whatever the tested list says; every other pin of the list holds. Run it with the base's own
+interpreter, before anything is installed. Standard library only.
 """
 
 import re
@@ -28,8 +28,8 @@ def normalised(name: str) -> str:
 def constraints(installed: Mapping[str, str], tested: Iterable[str]) -> list[str]:
     """Lines of constraints: kept packages at their installed versions, then the tested pins of all others.
 
-    installed: version by name, as found in the base. tested: lines `name==version` of the tested list; comments and empty
-    lines are left out. Raises ValueError where the base has no torch, or a tested line is no exact pin.
+    installed: version by name, as found in the base. tested: lines `name==version` of the tested list; comments and
+    empty lines are left out. Raises ValueError where the base has no torch, or a tested line is no exact pin.
     """
     kept = {normalised(name): version for name, version in installed.items() if KEPT.fullmatch(normalised(name))}
     if "torch" not in kept:
