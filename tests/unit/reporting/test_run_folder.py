@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from megatron_urpo.reporting.batches import Origin
-from megatron_urpo.reporting.run_folder import RunFolder
+from megatron_urpo.reporting.run_folder import RunFolder, environment
 
 
 def steps(folder: RunFolder) -> list[int]:
@@ -16,12 +16,20 @@ def test_a_folder_from_nothing(tmp_path: Path) -> None:
     folder.write_config("seed: 0  # default\n")
     folder.write_environment(world_size=4, devices=["NVIDIA H100"])
     assert (folder.path / "config.yaml").read_text() == "seed: 0  # default\n"
-    environment = json.loads((folder.path / "environment.json").read_text())
-    assert environment["world_size"] == 4
-    assert environment["devices"] == ["NVIDIA H100"]
-    assert environment["packages"]["torch"]
-    assert {"commit", "python", "platform", "processor", "num_cpus"} <= set(environment)
+    written = json.loads((folder.path / "environment.json").read_text())
+    assert written["world_size"] == 4
+    assert written["devices"] == ["NVIDIA H100"]
+    assert written["packages"]["torch"]
+    assert {"commit", "python", "platform", "processor", "num_cpus"} <= set(written)
     assert steps(folder) == []
+
+
+def test_an_image_knows_its_commit_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("MEGATRON_URPO_COMMIT", "0123abc")
+    assert environment(1, [])["commit"] == "0123abc"
+    monkeypatch.delenv("MEGATRON_URPO_COMMIT")
+    assert environment(1, [])["commit"] is None
 
 
 def test_one_line_a_step(tmp_path: Path) -> None:
