@@ -45,6 +45,8 @@ setup(
         "numpy",
         "pyarrow",
         "math-verify==0.9.0",
+        "nltk>=3.9",
+        "rensa>=0.5,<0.6",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-urpo = megatron_urpo.cli:main"]},

@@ -3,6 +3,7 @@
 import click
 
 from megatron_urpo import __version__
+from megatron_urpo.cli.data import inspect, pack
 from megatron_urpo.cli.looking import defaults, report
 from megatron_urpo.cli.training import evaluate, replay, sft, train
 
@@ -23,5 +24,5 @@ def main() -> None:
     """
 
 
-for command in (train, sft, evaluate, replay, report, defaults):
+for command in (train, sft, evaluate, replay, report, pack, inspect, defaults):
     main.add_command(command)

@@ -47,7 +47,9 @@ class FilesConfig(Section):
 
 class SourceConfig(FilesConfig):
     name: str = Field("", description="in ids and tables; default: dataset")
-    task: Task | None = Field(None, description="default: what the dataset is for; instruction takes the question alone")
+    task: Task | None = Field(
+        None, description="default: what the dataset is for; instruction takes the question alone"
+    )
     weight: NonNegative | None = Field(
         None, description="share within its task, for every source of the task or none; default: by their sizes"
     )

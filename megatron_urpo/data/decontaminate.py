@@ -1,7 +1,7 @@
 """Training prompts that hold an evaluation question, by n-gram overlap.
 
-A prompt is contaminated if it holds at least `overlap` of the n-grams of one evaluation question: of the question's own,
-so a long prompt around a short question is found too. Words and marks are those of nltk's WordPunctTokenizer, letter
+A prompt is contaminated if it holds at least `overlap` of the n-grams of one evaluation question: its own, so a
+long prompt around a short question is found too. Words and marks are those of nltk's WordPunctTokenizer, letter
 case aside. Questions are compared with questions: what candidates answered is not looked at.
 
 N-grams of more than five different evaluation questions are a benchmark's boilerplate (\"output the final answer within
@@ -10,6 +10,7 @@ N-grams of more than five different evaluation questions are a benchmark's boile
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -57,9 +58,7 @@ class EvaluationQuestions:
         indices = sorted(distinct.values())
         words = [words_of(questions[i], hasher) for i in indices]
         hashes, offsets = ngram_hashes(words, n)
-        per_question = [
-            np.unique(hashes[int(start) : int(end)]) for start, end in zip(offsets, offsets[1:], strict=False)
-        ]
+        per_question = [np.unique(hashes[int(start) : int(end)]) for start, end in pairwise(offsets)]
         grams = np.concatenate([*per_question, np.zeros(0, np.uint64)])
         owners = np.repeat(np.arange(len(indices)), [len(own) for own in per_question])
         _, inverse, counts = np.unique(grams, return_inverse=True, return_counts=True)

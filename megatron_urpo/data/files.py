@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -96,7 +96,7 @@ def read_chunks(file: Path, columns: Iterable[str], required: Iterable[str], max
         if suffix == ".parquet":
             yield from _table_chunks(file, set(columns), list(required))
             return
-        with file.open("rb") as raw, _decompressed(raw, compression) as stream:
+        with file.open("rb", buffering=0) as raw, _decompressed(raw, compression) as stream:
             head = _head(file, stream)
             if suffix == ".json" and head.lstrip().startswith(b"["):
                 numbered = _array_rows(file, stream, max_row_bytes)
@@ -110,12 +110,12 @@ def read_chunks(file: Path, columns: Iterable[str], required: Iterable[str], max
         raise DataError(f"{file}: cannot be read: {reason}; it may be cut off or damaged, fetch it again") from None
 
 
-def _decompressed(raw: IO[bytes], compression: str | None) -> io.BufferedReader:
+def _decompressed(raw: io.FileIO, compression: str | None) -> io.BufferedReader:
     if compression == "gzip":
-        return io.BufferedReader(gzip.GzipFile(fileobj=raw), _BLOCK)  # type: ignore[type-var]
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw), _BLOCK)
     if compression == "zstd":
         return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "zstd"), _BLOCK)
-    return io.BufferedReader(raw, _BLOCK)  # type: ignore[type-var]
+    return io.BufferedReader(raw, _BLOCK)
 
 
 def _head(file: Path, stream: io.BufferedReader) -> bytes:
@@ -129,7 +129,7 @@ def _head(file: Path, stream: io.BufferedReader) -> bytes:
     return head
 
 
-def _batched(file: Path, raw: IO[bytes], numbered: Iterable[tuple[int, bytes | None]]) -> Iterator[Chunk]:
+def _batched(file: Path, raw: io.FileIO, numbered: Iterable[tuple[int, bytes | None]]) -> Iterator[Chunk]:
     numbers: list[int] = []
     lines: list[bytes | None] = []
     size = 0
@@ -245,8 +245,8 @@ def _table_chunks(file: Path, columns: set[str], required: list[str]) -> Iterato
         names = parquet.schema_arrow.names
         if absent := [name for name in required if name not in names]:
             raise DataError(
-                f"{file}: has columns {', '.join(names)[:300]}, but no {', '.join(absent)}; name the dataset that it is,"
-                " or map its names by `columns`"
+                f"{file}: has columns {', '.join(names)[:300]}, but no {', '.join(absent)}; name the dataset that it"
+                " is, or map its names by `columns`"
             )
         total, number = parquet.metadata.num_rows, 0
         wanted = [name for name in names if name in columns]

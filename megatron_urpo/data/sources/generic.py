@@ -1,9 +1,19 @@
-"""Files of no particular publisher: `{prompt, answer}`, `{prompt, chosen, rejected}`, `{prompt, responses, ranks|scores}`.
+"""Files of no particular publisher: `{prompt, answer}`, `{prompt, chosen, rejected}`, `{prompt, responses, ranks}`.
 
-`prompt` is a text or a conversation. `columns` of a source gives other names for the fields.
+The last has `scores` or `ranks`. `prompt` is a text or a conversation. `columns` of a source gives other names for the fields.
 """
 
-from megatron_urpo.data.sources.base import BOX_REQUEST, Fields, Reader, Row, RowError, any_text, conversation, text, user
+from megatron_urpo.data.sources.base import (
+    BOX_REQUEST,
+    Fields,
+    Reader,
+    Row,
+    RowError,
+    any_text,
+    conversation,
+    text,
+    user,
+)
 from megatron_urpo.data.sources.skywork_preference import chosen_rejected
 
 

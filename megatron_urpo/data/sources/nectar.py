@@ -23,7 +23,9 @@ def read(row: Row) -> Fields:
 def split_turns(prompt: str) -> list[dict[str, str]]:
     """The turns, the last `Assistant:`, which waits for an answer, left out."""
     before, *pieces = _SPEAKER.split(prompt)
-    turns = [{"role": _ROLES[who], "content": said.strip()} for who, said in zip(pieces[::2], pieces[1::2], strict=True)]
+    turns = [
+        {"role": _ROLES[who], "content": said.strip()} for who, said in zip(pieces[::2], pieces[1::2], strict=True)
+    ]
     if before.strip() or not turns:
         raise RowError("prompt does not begin with `Human:`")
     if turns[-1]["role"] == "assistant" and not turns[-1]["content"]:

@@ -1,7 +1,7 @@
 """NCSOFT/offsetbias and EvalBiasBench: two outputs of which `label` (1 or 2) is the better.
 
-OffsetBias: `{instruction, input?, output_1, output_2, label}`. EvalBiasBench: `{instruction, response1, response2, label}`
-in one object of categories.
+OffsetBias: `{instruction, input?, output_1, output_2, label}`. EvalBiasBench: one object of categories, each
+a list of `{instruction, response1, response2, label}`.
 """
 
 from collections.abc import Callable

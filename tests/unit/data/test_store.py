@@ -53,7 +53,7 @@ def test_rows_become_records_and_ranks_are_negated(tmp_path: Path) -> None:
     ranked = {key: value for key, value in PREFERENCE.items() if key != "scores"} | {"id": "q", "ranks": [2, 1.5]}
     path = write_rows(tmp_path / "a.jsonl", REASONING | {"source": "made up"}, PREFERENCE, ranked, INSTRUCTION)
     messages = (Message("user", "2 + 2?"),)
-    assert load_prompts([path]) == [
+    assert list(load_prompts([path])) == [
         ReasoningPrompt("r", messages, ("4",), "made up"),
         PreferencePrompt("p", messages, ("4", "5"), (1.0, 0.0)),
         PreferencePrompt("q", messages, ("4", "5"), (-2.0, -1.5)),
@@ -124,7 +124,7 @@ def prompts(draw: st.DrawFn) -> list[Prompt]:
 def test_round_trip(tmp_path: Path, suffix: str, stored: list[Prompt]) -> None:
     path = tmp_path / f"store{suffix}"
     write_store(path, stored)
-    assert load_prompts([path]) == stored
+    assert list(load_prompts([path])) == stored
     first = path.read_bytes()
     write_store(path, load_prompts([path]))
     assert path.read_bytes() == first
@@ -215,7 +215,7 @@ def test_ids_are_unique_over_all_stores(tmp_path: Path) -> None:
 def test_files_that_are_no_stores(tmp_path: Path) -> None:
     assert "is no file" in error_of(tmp_path / "absent.jsonl")
     (tmp_path / "folder.jsonl").mkdir()
-    assert "is no file" in error_of(tmp_path / "folder.jsonl")
+    assert "has no manifest.json" in error_of(tmp_path / "folder.jsonl")
     assert "suffix" in error_of(write_rows(tmp_path / "rows.json", REASONING))
     assert "holds no rows" in error_of(write_rows(tmp_path / "empty.jsonl"))
     (tmp_path / "broken.jsonl").write_text(json.dumps(REASONING) + '\n{"id": "x", \n')
