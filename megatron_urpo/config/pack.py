@@ -66,10 +66,10 @@ class PromptLimitsConfig(Section):
 
 
 class DuplicatesConfig(Section):
-    """Within and across sources; the first one stays. Letter case and white space do not count."""
+    """Within and across sources of a task; the first one stays."""
 
-    exact: bool = True
-    near: Fraction = Field(0.8, description="estimated Jaccard similarity of word 5-grams from which on; 0: off")
+    exact: bool = Field(True, description="the same text, letter case and white space aside")
+    near: Fraction = Field(0.8, description="estimated Jaccard similarity of 5-grams of tokens from which on; 0: off")
 
 
 class DecontaminationConfig(Section):

@@ -63,12 +63,12 @@ class HuggingFaceTokenizer:
             ) from None
         return text
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """`len(encode(text))` of each text, many at once."""
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, many at once."""
         if not isinstance(self._tokenizer, PreTrainedTokenizerFast):
-            return [len(self.encode(text)) for text in texts]
+            return [list(self.encode(text)) for text in texts]
         encodings = self._tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [len(encoding) for encoding in encodings]
+        return [encoding.ids for encoding in encodings]
 
     def identity(self) -> dict[str, str]:
         """`hash`: of how text becomes tokens; `chat_template`: of how conversations become text.

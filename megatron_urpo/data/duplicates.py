@@ -1,22 +1,22 @@
 """Exact and near duplicates among any number of rows, with a bounded part of their keys in memory.
 
 A row's keys go to files as it is read (`KeyWriter`): a hash of its text, and a MinHash signature (rensa, 128
-permutations over 5-grams of words) with the hashes of the signature's bands. Rows that share a key are found by sorting
-one partition of one key's file at a time; pairs that share a band are compared by their whole signatures.
+permutations over 5-grams of its tokens) with the hashes of the signature's bands. Rows that share a key are found by
+sorting one partition of one key's file at a time; pairs that share a band are compared by their whole signatures.
 
 The first of two duplicates stays. Near duplicates are of the same task, and for reasoning have the same truth: a
 question with another number in it and another answer is another question.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import rensa
 from numpy.typing import NDArray
 
-from megatron_urpo.data.ngrams import Hashes, WordHasher, ngram_hashes
+from megatron_urpo.data.ngrams import Hashes, ngram_hashes
 
 PERMUTATIONS, SHINGLE = 128, 5
 _SEED = 1
@@ -34,11 +34,25 @@ def num_bands(threshold: float) -> int:
     return PERMUTATIONS
 
 
-def signatures(texts: list[str], hasher: WordHasher) -> NDArray[np.uint32]:
-    """[texts, PERMUTATIONS]: MinHash of each text's 5-grams of words, letter case aside."""
-    hashes, offsets = ngram_hashes([hasher(text.casefold().split()) for text in texts], SHINGLE)
+def shingles(ids: Sequence[Sequence[int]]) -> tuple[Hashes, NDArray[np.uint64]]:
+    """(hashes of every 5-gram of every text's tokens, offsets of each text's own)."""
+    return ngram_hashes([np.array(own, np.uint64) + np.uint64(1) for own in ids], SHINGLE)
+
+
+def signatures(ids: Sequence[Sequence[int]], boilerplate: Hashes) -> NDArray[np.uint32]:
+    """[texts, PERMUTATIONS]: MinHash of each text's 5-grams of tokens that are not `boilerplate` (sorted)."""
+    hashes, offsets = shingles(ids)
+    kept = ~_is_among(hashes, boilerplate)
+    hashes, offsets = hashes[kept], np.concatenate([[0], np.cumsum(kept)])[offsets.astype(np.int64)].astype(np.uint64)
     matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, PERMUTATIONS, _SEED)
-    return np.array(matrix.to_rows(), dtype=np.uint32).reshape(len(texts), PERMUTATIONS)
+    return np.array(matrix.to_rows(), dtype=np.uint32).reshape(len(ids), PERMUTATIONS)
+
+
+def _is_among(values: Hashes, sorted_set: Hashes) -> NDArray[np.bool_]:
+    if not len(sorted_set):
+        return np.zeros(len(values), np.bool_)
+    places = np.minimum(np.searchsorted(sorted_set, values), len(sorted_set) - 1)
+    return np.asarray(sorted_set[places] == values)
 
 
 def band_hashes(signature: NDArray[np.uint32], salts: Hashes, bands: int) -> Hashes:

@@ -14,7 +14,7 @@ from megatron_urpo.config.reward import RefereeConfig
 from megatron_urpo.data.candidates import subsample
 from megatron_urpo.data.chat import HuggingFaceTokenizer, load_tokenizer
 from megatron_urpo.data.decontaminate import EvaluationQuestions, question_of
-from megatron_urpo.data.duplicates import PERMUTATIONS, band_hashes, num_bands, signatures
+from megatron_urpo.data.duplicates import PERMUTATIONS, band_hashes, num_bands, shingles, signatures
 from megatron_urpo.data.errors import DataError
 from megatron_urpo.data.files import Chunk, to_stream
 from megatron_urpo.data.ngrams import Hashes, WordHasher, hash_bytes
@@ -56,6 +56,7 @@ class ChunkPacker:
         self._questions = EvaluationQuestions.load(evaluation) if evaluation else None
         self._hasher = WordHasher()
         self._bands = num_bands(config.duplicates.near) if config.duplicates.near else 0
+        self._boilerplate = self._template_shingles(config.max_candidates)
         self._readers = [self._row_reader(index) for index in range(len(config.sources))]
 
     def __call__(self, source: int, file: int, name: str, chunk: Chunk) -> PackedChunk:
@@ -77,12 +78,13 @@ class ChunkPacker:
                 prompts.append(prompt)
                 numbers.append(number)
                 texts.append(text)
-        lengths = self._tokenizer.count_tokens(texts)
+        ids = self._tokenizer.encode_batch(texts)
+        lengths = [len(own) for own in ids]
         causes = self._causes(numbers, prompts, lengths)
         left += [cause for cause in causes if cause is not None]
         kept = [i for i, cause in enumerate(causes) if cause is None]
         chosen = [prompts[i] for i in kept]
-        exact, bands, signature = self._keys(chosen)
+        exact, bands, signature = self._keys(chosen, [ids[i] for i in kept])
         return PackedChunk(
             batch=self._packed(chosen, [lengths[i] for i in kept]),
             numbers=np.array([numbers[i] for i in kept], np.int64),
@@ -95,6 +97,12 @@ class ChunkPacker:
             file=file,
             position=chunk.position,
         )
+
+    def _template_shingles(self, max_candidates: int) -> Hashes:
+        """Of scoring prompts without text, which all of them share and which say nothing about likeness."""
+        message = (Message("user", ""),)
+        empty = PreferencePrompt("", message, ("",) * max_candidates, (0.0,) * max_candidates)
+        return np.unique(shingles(self._tokenizer.encode_batch([model_text(empty, self._tokenizer, self._scoring)]))[0])
 
     def _row_reader(self, index: int) -> RowReader:
         source = self._config.sources[index]
@@ -134,14 +142,16 @@ class ChunkPacker:
         rows = [to_row(prompt) | {"num_tokens": length} for prompt, length in zip(prompts, lengths, strict=True)]
         return to_stream(pyarrow.RecordBatch.from_pylist(rows, schema=PACKED_SCHEMA))
 
-    def _keys(self, prompts: Sequence[Prompt]) -> tuple[Hashes, Hashes, NDArray[np.uint32]]:
-        texts = [compared_text(prompt) for prompt in prompts]
-        exact = np.array([hash_bytes(f"{prompt.task}\0{' '.join(text.casefold().split())}".encode())
-                          for prompt, text in zip(prompts, texts, strict=True)], np.uint64)  # fmt: skip
+    def _keys(
+        self, prompts: Sequence[Prompt], ids: Sequence[Sequence[int]]
+    ) -> tuple[Hashes, Hashes, NDArray[np.uint32]]:
+        exact = np.array(
+            [hash_bytes(f"{prompt.task}\0{compared_text(prompt)}".encode()) for prompt in prompts], np.uint64
+        )
         if not self._bands or not prompts:
             return exact, np.zeros((self._bands, len(prompts)), np.uint64), np.zeros((0, PERMUTATIONS), np.uint32)
         salts = np.array([hash_bytes(f"{prompt.task}\0{_truth(prompt)}".encode()) for prompt in prompts], np.uint64)
-        signature = signatures(texts, self._hasher)
+        signature = signatures(ids, self._boilerplate)
         return exact, band_hashes(signature, salts, self._bands), signature
 
 
@@ -153,9 +163,13 @@ def model_text(prompt: Prompt, tokenizer: HuggingFaceTokenizer, scoring: Scoring
 
 
 def compared_text(prompt: Prompt) -> str:
-    """What makes two prompts of a task the same: the conversation, and the candidates in whatever order."""
+    """What makes two prompts of a task the same: the conversation, and the candidates in whatever order.
+
+    Letter case and white space aside.
+    """
     responses = sorted(prompt.responses) if isinstance(prompt, PreferencePrompt) else ()
-    return "\n".join([*(f"{message.role}: {message.content}" for message in prompt.messages), *responses])
+    text = "\n".join([*(f"{message.role}: {message.content}" for message in prompt.messages), *responses])
+    return " ".join(text.casefold().split())
 
 
 def _truth(prompt: Prompt) -> str:

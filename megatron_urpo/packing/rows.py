@@ -10,10 +10,10 @@ import pyarrow
 from megatron_urpo.config.pack import FilterConfig, SourceConfig
 from megatron_urpo.data.errors import DataError
 from megatron_urpo.data.files import Chunk
-from megatron_urpo.data.rows import parse_row, to_row
+from megatron_urpo.data.rows import parse_row
 from megatron_urpo.data.sources import Reader, RowError
 from megatron_urpo.data.sources.base import Fields, Row
-from megatron_urpo.types import Prompt, Task
+from megatron_urpo.types import PreferencePrompt, Prompt, ReasoningPrompt, Task
 
 FIELDS: dict[Task, tuple[str, ...]] = {
     "reasoning": ("messages", "answers", "tests"),
@@ -80,10 +80,14 @@ class RowReader:
         kept = {name: value for name, value in fields.items() if name in FIELDS[self._task]}
         base = {"id": prompt_id, "task": self._task, "source": self._source.name}
         prompt = parse_row(base | kept | {"messages": self._with_suffix(kept["messages"])}, "row")
-        texts = json.dumps(to_row(prompt), ensure_ascii=False)
-        if "\\u0000" in texts:
+        texts = [message.content for message in prompt.messages]
+        if isinstance(prompt, ReasoningPrompt):
+            texts += prompt.answers if prompt.tests is None else [repr(prompt.tests).replace("\\x00", "\0")]
+        if isinstance(prompt, PreferencePrompt):
+            texts += prompt.responses
+        if any("\0" in text for text in texts):
             raise RowError("a text has a NUL character")
-        if len(texts) > self._max_row_bytes:
+        if sum(map(len, texts)) > self._max_row_bytes:
             raise RowError("the row is longer than max_row_mib")
         return prompt
 

@@ -1,6 +1,7 @@
 """Files of no particular publisher: `{prompt, answer}`, `{prompt, chosen, rejected}`, `{prompt, responses, ranks}`.
 
-The last has `scores` or `ranks`. `prompt` is a text or a conversation. `columns` of a source gives other names for the fields.
+The last has `scores` or `ranks`. `prompt` is a text or a conversation. Other names of fields are given by
+`columns` of a source.
 """
 
 from megatron_urpo.data.sources.base import (
