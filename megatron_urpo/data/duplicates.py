@@ -20,7 +20,7 @@ from megatron_urpo.data.ngrams import Hashes, ngram_hashes
 
 PERMUTATIONS, SHINGLE = 128, 5
 _SEED = 1
-_PARTITION_ROWS = 1 << 21  # of one key, sorted at once: 16 bytes each
+PARTITION_ROWS = 1 << 21  # of one key, sorted at once: 16 bytes each
 _ROUNDS = 4  # of comparing what shares a band: by then few rows that are alike have not met
 
 EXACT, NEAR = 1, 2
@@ -85,12 +85,17 @@ class KeyWriter:
             file.close()
 
 
-def find_duplicates(folder: Path, num_rows: int, exact: bool, near: float) -> tuple[NDArray[np.int64], bytearray]:
-    """(for each row the earlier row that it repeats, -1 for none; EXACT, NEAR or 0)."""
+def find_duplicates(
+    folder: Path, num_rows: int, exact: bool, near: float, partition_rows: int = PARTITION_ROWS
+) -> tuple[NDArray[np.int64], bytearray]:
+    """(for each row the earlier row that it repeats, -1 for none; EXACT, NEAR or 0).
+
+    `partition_rows`: about so many keys are sorted at once.
+    """
     earlier = np.full(num_rows, -1, np.int64)
     kinds = bytearray(num_rows)
     if exact:
-        for rows in _groups(folder / "key_0", num_rows):
+        for rows in _groups(folder / "key_0", num_rows, partition_rows):
             earlier[rows[1:]] = rows[0]
             for row in rows[1:]:
                 kinds[row] = EXACT
@@ -100,7 +105,7 @@ def find_duplicates(folder: Path, num_rows: int, exact: bool, near: float) -> tu
             for band in sorted(folder.glob("key_*"), key=lambda path: int(path.name[4:])):
                 if band.name == "key_0":
                     continue
-                for rows in _groups(band, num_rows):
+                for rows in _groups(band, num_rows, partition_rows):
                     _mark_near(rows[earlier[rows] < 0], compare, earlier, kinds)
     return earlier, kinds
 
@@ -132,11 +137,11 @@ class _Compare:
         return np.frombuffer(os.pread(self._file, size, row * size), np.uint32)
 
 
-def _groups(file: Path, num_rows: int) -> Iterator[NDArray[np.int64]]:
+def _groups(file: Path, num_rows: int, partition_rows: int) -> Iterator[NDArray[np.int64]]:
     """Rows that share a key, each group in the order of rows."""
-    num_partitions = max(1, -(-num_rows // _PARTITION_ROWS))
+    num_partitions = max(1, -(-num_rows // partition_rows))
     for partition in range(num_partitions):
-        keys, rows = _partition(file, partition, num_partitions)
+        keys, rows = _partition(file, partition, num_partitions, partition_rows)
         order = np.argsort(keys, kind="stable")
         keys, rows = keys[order], rows[order]
         new = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, np.int64)
@@ -145,10 +150,12 @@ def _groups(file: Path, num_rows: int) -> Iterator[NDArray[np.int64]]:
             yield rows[start:end]
 
 
-def _partition(file: Path, partition: int, num_partitions: int) -> tuple[Hashes, NDArray[np.int64]]:
+def _partition(
+    file: Path, partition: int, num_partitions: int, partition_rows: int
+) -> tuple[Hashes, NDArray[np.int64]]:
     keys, rows, start = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], 0
     with file.open("rb") as stream:
-        while len(block := np.frombuffer(stream.read(8 * _PARTITION_ROWS), np.uint64)):
+        while len(block := np.frombuffer(stream.read(8 * partition_rows), np.uint64)):
             ours = np.flatnonzero(block % np.uint64(num_partitions) == partition)
             keys.append(block[ours])
             rows.append(ours + start)

@@ -24,7 +24,7 @@ from megatron_urpo.data.errors import DataError
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 CHUNK_ROWS, CHUNK_BYTES = 256, 1 << 20
-_BLOCK = 1 << 20
+BLOCK = 1 << 20
 _BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -86,10 +86,13 @@ def _is_known(file: Path, root: Path) -> bool:
     return True
 
 
-def read_chunks(file: Path, columns: Iterable[str], required: Iterable[str], max_row_bytes: int) -> Iterator[Chunk]:
+def read_chunks(
+    file: Path, columns: Iterable[str], required: Iterable[str], max_row_bytes: int, block: int = BLOCK
+) -> Iterator[Chunk]:
     """The rows of `file`, in order.
 
-    Of a Parquet file only `columns` are read, and `required` must be there. Raises DataError.
+    Of a Parquet file only `columns` are read, and `required` must be there. `block`: bytes that an array is read by.
+    Raises DataError.
     """
     suffix, compression = format_of(file)
     try:
@@ -99,7 +102,7 @@ def read_chunks(file: Path, columns: Iterable[str], required: Iterable[str], max
         with file.open("rb", buffering=0) as raw, _decompressed(raw, compression) as stream:
             head = _head(file, stream)
             if suffix == ".json" and head.lstrip().startswith(b"["):
-                numbered = _array_rows(file, stream, max_row_bytes)
+                numbered = _array_rows(file, stream, max_row_bytes, block)
             elif suffix == ".json" and _is_one_object(head):
                 numbered = _object_rows(file, stream, max_row_bytes, set(required))
             else:
@@ -112,15 +115,15 @@ def read_chunks(file: Path, columns: Iterable[str], required: Iterable[str], max
 
 def _decompressed(raw: io.FileIO, compression: str | None) -> io.BufferedReader:
     if compression == "gzip":
-        return io.BufferedReader(gzip.GzipFile(fileobj=raw), _BLOCK)
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw), BLOCK)
     if compression == "zstd":
-        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "zstd"), _BLOCK)
-    return io.BufferedReader(raw, _BLOCK)
+        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "zstd"), BLOCK)
+    return io.BufferedReader(raw, BLOCK)
 
 
 def _head(file: Path, stream: io.BufferedReader) -> bytes:
     """The first bytes, still unread; a byte order mark of UTF-8 is passed over."""
-    head = stream.peek(_BLOCK)
+    head = stream.peek(BLOCK)
     if head.startswith(_BYTE_ORDER_MARKS):
         raise DataError(f"{file}: is UTF-16; JSON is exchanged in UTF-8, convert it")
     if head.startswith(codecs.BOM_UTF8):
@@ -150,7 +153,7 @@ def _line_rows(stream: io.BufferedReader, limit: int) -> Iterator[tuple[int, byt
     while line := stream.readline(limit + 1):
         number += 1
         if len(line) > limit and not line.endswith(b"\n"):
-            while (rest := stream.readline(_BLOCK)) and not rest.endswith(b"\n"):
+            while (rest := stream.readline(BLOCK)) and not rest.endswith(b"\n"):
                 pass
             yield number, None
         elif line.strip():
@@ -190,7 +193,9 @@ def _is_rows(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(row, dict) for row in value)
 
 
-def _array_rows(file: Path, stream: io.BufferedReader, limit: int) -> Iterator[tuple[int, bytes | None]]:
+def _array_rows(
+    file: Path, stream: io.BufferedReader, limit: int, block_size: int
+) -> Iterator[tuple[int, bytes | None]]:
     """The elements of one JSON array, with no more of it in memory than the element at hand.
 
     An array has no line ends to start again from: where it is broken, reading ends.
@@ -200,7 +205,7 @@ def _array_rows(file: Path, stream: io.BufferedReader, limit: int) -> Iterator[t
 
     def more() -> bool:
         nonlocal buffer, position, done
-        block = stream.read(max(_BLOCK, len(buffer) - position))
+        block = stream.read(max(block_size, len(buffer) - position))
         try:
             buffer, position = buffer[position:] + decode(block, final=not block), 0
         except UnicodeDecodeError as error:

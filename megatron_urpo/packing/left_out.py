@@ -60,6 +60,13 @@ class LeftOut:
             " raise max_rejected_fraction"
         )
 
+    def summary(self) -> str:
+        """What became of the rows, source by source, on one line."""
+        return "; ".join(
+            f"{source.name}: {read} rows" + "".join(f", {number} {cause}" for cause, number in sorted(counts.items()))
+            for source, read, counts in zip(self._plan.config.sources, self.num_read, self.counts, strict=True)
+        )
+
     def close(self) -> None:
         self._rejected.close()
         self._removed.close()

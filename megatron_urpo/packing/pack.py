@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from megatron_urpo.config.pack import PackConfig
 from megatron_urpo.data.duplicates import EXACT, KeyWriter, find_duplicates, num_bands
+from megatron_urpo.data.errors import DataError
 from megatron_urpo.data.files import Chunk, read_chunks
 from megatron_urpo.data.manifest import Manifest, write_manifest
 from megatron_urpo.data.shards import ShardWriter
@@ -118,6 +119,8 @@ def _write(
         lengths.add(table)
         writer.write(table)
     writer.close()
+    if not writer.shards:
+        raise DataError(f"sources: nothing is left to pack ({left_out.summary()})")
     manifest = describe(plan, lengths, left_out, writer.shards)
     write_manifest(store, manifest)
     return manifest

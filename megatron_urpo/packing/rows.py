@@ -45,7 +45,7 @@ def _decode(line: bytes | None) -> object | RowError:
     if line is None:
         return RowError("the row is longer than max_row_mib")
     try:
-        value: object = json.loads(line)
+        value: object = json.loads(line.decode())
         return value
     except UnicodeDecodeError as error:
         return RowError(f"not UTF-8: {error.reason} at byte {error.start}")
