@@ -44,6 +44,7 @@ def write(path: Path, data: bytes) -> Path:
         ("rows.json", json.dumps(ROWS).encode()),
         ("rows.json", json.dumps(ROWS, indent=2, ensure_ascii=False).encode()),
         ("rows.json.gz", gzip.compress(json.dumps(ROWS).encode())),
+        ("rows.json.gz", gzip.compress(LINES)),
         ("rows.json", json.dumps({"first": ROWS[:600], "second": ROWS[600:]}, indent=1).encode()),
         ("rows.json", json.dumps({"first": ROWS[:600], "second": ROWS[600:]}).encode()),
     ],
@@ -52,6 +53,22 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, data: bytes
     expected = list(enumerate(ROWS, start=1))
     assert rows_of(write(tmp_path / name, data)) == expected
     assert rows_of(tmp_path / name, block=100) == expected  # arrays in pieces that end anywhere
+
+
+def test_a_long_first_line_is_still_a_line(tmp_path: Path) -> None:
+    """Longer than what a decompressor gives at once."""
+    rows = [{"a": "x" * 300_000}, {"a": 2}]
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    assert rows_of(write(tmp_path / "a.json.gz", gzip.compress(data))) == list(enumerate(rows, start=1))
+
+
+def test_one_object_is_a_row_or_lists_of_rows(tmp_path: Path) -> None:
+    row = {"a": [{"role": "user"}], "t": "x"}
+    assert rows_of(write(tmp_path / "row.json", json.dumps(row, indent=1).encode())) == [(1, row)]
+    assert rows_of(write(tmp_path / "list.json", b'{"b": [{"a": 1}], "c": [{"a": 2}]}')) == [
+        (1, {"a": 1}),
+        (2, {"a": 2}),
+    ]
 
 
 def test_parquet_and_its_columns(tmp_path: Path) -> None:
