@@ -49,6 +49,8 @@ setup(
         "numpy",
         "pyarrow",
         f"math-verify=={PINS['MATH_VERIFY_VERSION']}",
+        "nltk>=3.9",
+        "rensa>=0.5,<0.6",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-urpo = megatron_urpo.cli:main"]},

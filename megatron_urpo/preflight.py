@@ -13,10 +13,12 @@ from pathlib import Path
 from megatron_urpo.checkpoints import RunState, newest_checkpoint, read_state
 from megatron_urpo.config import Config, ConfigError
 from megatron_urpo.config.model import Fp8Config, ModelConfig, ParallelConfig
-from megatron_urpo.data.chat import load_tokenizer
+from megatron_urpo.data.chat import HuggingFaceTokenizer, load_tokenizer
 from megatron_urpo.data.errors import DataError
+from megatron_urpo.data.manifest import check_made_for
 from megatron_urpo.data.store import load_prompts
 from megatron_urpo.data.stream import PromptStream
+from megatron_urpo.data.table import PromptTable
 from megatron_urpo.inference.connect import check_engine
 from megatron_urpo.lengths import check_lengths
 from megatron_urpo.policy.fp8 import check_fp8
@@ -35,8 +37,8 @@ class Inputs:
 
     shape: ModelShape
     tokenizer: ChatTokenizer
-    prompts: tuple[Prompt, ...]
-    held_out: tuple[Prompt, ...]
+    prompts: Sequence[Prompt]
+    held_out: Sequence[Prompt]
 
     def stream(self, config: Config) -> PromptStream:
         return PromptStream(self.prompts, config.data.curriculum, config.data.prompts_per_step, config.seed)
@@ -48,8 +50,8 @@ def check_inputs(config: Config) -> Inputs:
     check_lengths(config, shape)
     _check_logging(config)
     _check_run_dir(config.run_dir)
-    prompts = _load_prompts("data.train", config.data.train)
-    held_out = _load_prompts("evaluation.data", config.evaluation.data)
+    prompts = _load_prompts("data.train", config.data.train, config, tokenizer)
+    held_out = _load_prompts("evaluation.data", config.evaluation.data, config, tokenizer)
     inputs = Inputs(shape, tokenizer, prompts, held_out)
     check_engine(config, shape.vocab_size)
     stream = inputs.stream(config)  # raises where the curriculum asks for a task that the store lacks
@@ -58,7 +60,7 @@ def check_inputs(config: Config) -> Inputs:
     return inputs
 
 
-def check_model(model: ModelConfig, layout: ParallelConfig, fp8: Fp8Config) -> tuple[ModelShape, ChatTokenizer]:
+def check_model(model: ModelConfig, layout: ParallelConfig, fp8: Fp8Config) -> tuple[ModelShape, HuggingFaceTokenizer]:
     """Shape and tokenizer of a model that the launched ranks can hold."""
     shape = read_shape(model.path)
     check_layout(shape, layout.tensor, layout.pipeline)
@@ -75,11 +77,21 @@ def check_model(model: ModelConfig, layout: ParallelConfig, fp8: Fp8Config) -> t
     return shape, tokenizer
 
 
-def _load_prompts(field: str, paths: Sequence[Path]) -> tuple[Prompt, ...]:
+def _load_prompts(field: str, paths: Sequence[Path], config: Config, tokenizer: HuggingFaceTokenizer) -> PromptTable:
+    """The prompts of stores; packed ones must have been measured with this run's tokenizer and scoring prompt."""
+    limits = {
+        "reasoning": config.rollout.max_prompt_tokens,
+        "preference": config.referee.max_prompt_tokens,
+        "instruction": config.rollout.max_prompt_tokens,
+    }
     try:
-        return tuple(load_prompts(paths))
+        prompts = load_prompts(paths)
+        identity = tokenizer.identity() if prompts.manifests else {}
+        for folder, manifest in prompts.manifests:
+            check_made_for(manifest, folder, identity, config.referee.template.model_dump(), limits)
     except DataError as error:
         raise DataError(f"{field}: {error}") from None
+    return prompts
 
 
 def check_program(command: Sequence[str]) -> None:

@@ -84,7 +84,7 @@ def test_every_group_is_whole(steps: list[list[Row]]) -> None:
 def test_reasoning_rewards_follow_from_text_and_published_answer(steps: list[list[Row]]) -> None:
     published = read_jsonl(DATA / "gsm8k" / "train.jsonl")
     for group in of("reasoning", steps):
-        row = published[int(group["prompt"]["id"].removeprefix("gsm8k/train/"))]
+        row = published[int(group["prompt"]["id"].removeprefix("gsm8k/train/")) - 1]
         assert group["prompt"]["messages"][0]["content"].startswith(row["question"])
         gold = row["answer"].split("#### ")[1].replace(",", "")
         assert group["prompt"]["answers"] == [gold]
@@ -99,15 +99,23 @@ def test_reasoning_rewards_follow_from_text_and_published_answer(steps: list[lis
 
 
 def test_preference_rewards_follow_from_the_verdicts(steps: list[list[Row]]) -> None:
-    files = {file.stem.removeprefix("annotations_"): json.loads(file.read_text())
-             for file in (DATA / "alpaca_eval").glob("annotations_*.json")}  # fmt: skip
+    files = {file.stem: json.loads(file.read_text()) for file in (DATA / "alpaca_eval").glob("annotations_*.json")}
+    categories = json.loads((DATA / "evalbiasbench" / "biasbench.json").read_text())
+    biases = [row for rows in categories.values() for row in rows]
     for group in of("preference", steps):
         prompt, gold = group["prompt"], group["prompt"]["gold"]
-        _, name, number = prompt["id"].split("/")
+        source, name, number = prompt["id"].split("/")
         if name in files:
-            row = files[name][int(number)]
+            row = files[name][int(number) - 1]
             assert prompt["responses"] == [row["output_1"], row["output_2"]]
             assert gold == {1: [1.0, 0.0], 2: [0.0, 1.0], 0: [0.5, 0.5]}[row["preference"]]
+        elif source == "evalbiasbench":
+            row = biases[int(number) - 1]
+            assert prompt["responses"] == [row["response1"], row["response2"]]
+            assert gold == {1: [1.0, 0.0], 2: [0.0, 1.0]}[row["label"]]
+        else:
+            assert source == "rankings"
+            assert len(prompt["responses"]) == 4
         for completion, judgement in zip(group["completions"], group["judgements"], strict=True):
             assert judgement["text"] == completion["text"]
             assert judgement["outcome"] == completion["outcome"]

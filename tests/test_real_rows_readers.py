@@ -1,18 +1,16 @@
-"""The example's readers: published rows become prompts with the right truth and the right ranking."""
+"""Published rows of the example: their answers earn 1, and judged pairs become the right rankings."""
 
 import asyncio
 
-import pytest
-
+from megatron_urpo.data.sources.gsm8k import final_answer
 from megatron_urpo.reward.verifiable.pool import MathVerifier, math_reward
-from tests.support.real_rows import DATA, Row, load_readers, needs_real_rows, read_jsonl
+from tests.support.real_rows import DATA, Row, load_build, needs_real_rows, read_jsonl
 
 
 @needs_real_rows
 def test_published_answers_fed_as_completions_earn_1() -> None:
     rows = [row for name in ("train", "test") for row in read_jsonl(DATA / "gsm8k" / f"{name}.jsonl")]
     assert len(rows) == 1200
-    final_answer = load_readers().final_answer
     verifier = MathVerifier(workers=1, timeout_seconds=5.0, memory_mib=1024)
 
     async def reward(row: Row, offset: int) -> float | None:
@@ -32,30 +30,11 @@ def test_published_answers_fed_as_completions_earn_1() -> None:
         verifier.close()
 
 
-@pytest.mark.parametrize(
-    ("preference", "gold"),
-    [(1, (1.0, 0.0)), (2.0, (0.0, 1.0)), (1.5, (0.5, 0.5)), (0, (0.5, 0.5)), (1.25, (0.75, 0.25)), (None, None)],
-)
-def test_preferences_become_gold_values(preference: float | None, gold: tuple[float, float] | None) -> None:
-    assert load_readers().gold_pair(preference) == gold
-
-
-@pytest.mark.parametrize("preference", [0.5, 3, -1])
-def test_a_preference_outside_its_scale_is_an_error(preference: float) -> None:
-    with pytest.raises(ValueError, match="is none of null, 0 and 1 to 2"):
-        load_readers().gold_pair(preference)
-
-
-def test_rows_without_a_preference_are_left_out_and_rankings_tie_what_was_never_compared() -> None:
+def test_rankings_tie_what_was_never_compared() -> None:
     def row(output: str, preference: float | None) -> Row:
         return {"instruction": "Why?", "output_1": "base", "output_2": output, "preference": preference}
 
-    readers = load_readers()
-    pairs = list(readers.pairs("x", [row("a", 1), row("b", None), row("c", 2)]))
-    assert [(pair.id, pair.responses, pair.gold) for pair in pairs] == [
-        ("alpaca_eval/x/0", ("base", "a"), (1.0, 0.0)),
-        ("alpaca_eval/x/2", ("base", "c"), (0.0, 1.0)),
-    ]
-    (ranking,) = readers.rankings([[row("a", 1)], [row("b", 2)], [row("c", 2)]])
-    assert (ranking.responses, ranking.gold) == (("base", "a", "b", "c"), (0.5, 0.0, 1.0, 1.0))
-    assert list(readers.rankings([[row("a", 1)], [row("b", None)]])) == []
+    build = load_build()
+    (ranking,) = build.rankings([[row("a", 1)], [row("b", 2)], [row("c", 2)]])
+    assert ranking == {"prompt": "Why?", "responses": ["base", "a", "b", "c"], "scores": [0.5, 0.0, 1.0, 1.0]}
+    assert list(build.rankings([[row("a", 1)], [row("b", None)]])) == []

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Builds the inputs of a small run on real rows: a tokenizer, a model without weights, demonstrations and prompts.
+"""Builds the inputs of a small run on real rows: a tokenizer, a model without weights, rankings and demonstrations.
 
-    python examples/real_rows/build.py DATA_DIR OUT_DIR
+    python examples/real_rows/build.py model DATA_DIR OUT_DIR
+    python examples/real_rows/build.py demonstrations DATA_DIR OUT_DIR STORE
 
 DATA_DIR holds the publishers' own files: gsm8k/train.jsonl, alpaca_eval/annotations_*.json and
 alpaca_eval/example_outputs.json.
 
-OUT_DIR/model/       config.json (Qwen2 architecture) and a byte-level BPE tokenizer trained on the rows
-OUT_DIR/train.jsonl  the prompt store: every row that fits the small context
-OUT_DIR/sft.jsonl    demonstrations of the three formats, so that there is something to reward
+OUT_DIR/model/          config.json (Qwen2 architecture) and a byte-level BPE tokenizer trained on the rows
+OUT_DIR/rankings.jsonl  judged pairs of one instruction joined into rankings of four
+OUT_DIR/sft.jsonl       demonstrations of the three formats on prompts of STORE, so that there is something to reward
 
 The same files write the same bytes.
 """
@@ -19,25 +20,24 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import readers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config
 
 from megatron_urpo.config.reward import RefereeConfig
-from megatron_urpo.data.chat import HuggingFaceTokenizer, load_tokenizer
-from megatron_urpo.data.store import write_store
+from megatron_urpo.data.chat import load_tokenizer
+from megatron_urpo.data.sources.alpaca_eval import gold_pair
+from megatron_urpo.data.store import load_prompts
 from megatron_urpo.rollout.scoring_prompt import ScoringPrompts
-from megatron_urpo.types import Message, PreferencePrompt, Prompt, ReasoningPrompt
+from megatron_urpo.types import PreferencePrompt, Prompt, ReasoningPrompt
 
 VOCAB_SIZE = 2048
 HIDDEN_SIZE = 64
 MAX_POSITIONS = 640
-# The limits of config.yaml: longer rows are left out.
-MAX_QUESTION_TOKENS = 160
-MAX_SCORING_TOKENS = 512
 
 NUM_DEMONSTRATIONS = 1280
 BEST_SCORE, WORST_SCORE = 9, 2
@@ -94,18 +94,37 @@ def write_model(folder: Path, texts: Iterable[str]) -> None:
     config.save_pretrained(folder)
 
 
-# --------------------------------------------------------------------------------------------------- prompts
-def fits(prompt: Prompt, tokenizer: HuggingFaceTokenizer, scoring: ScoringPrompts) -> bool:
-    """Whether a prompt can be answered, or scored without a cut, within the limits."""
-    if isinstance(prompt, PreferencePrompt):
-        text = scoring.text(prompt.messages[0].content, prompt.responses)
-        return len(tokenizer.encode_chat([Message("user", text)])) <= MAX_SCORING_TOKENS
-    return len(tokenizer.encode_chat(prompt.messages)) <= MAX_QUESTION_TOKENS
+# ------------------------------------------------------------------------------------------------------ rows
+def published(data_dir: Path) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
+    """(GSM8K's rows, the rows of each file of annotations)."""
+    gsm8k = [json.loads(line) for line in (data_dir / "gsm8k" / "train.jsonl").read_text().splitlines()]
+    files = sorted((data_dir / "alpaca_eval").glob("annotations_*.json"))
+    return gsm8k, [json.loads(file.read_text()) for file in files]
+
+
+def rankings(files: Sequence[Sequence[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Pairs of one instruction that share `output_1` joined into one ranking: who beat it, it, who lost to it.
+
+    Those on the same side of it are tied: they were never compared with each other. Rows {prompt, responses, scores}.
+    """
+    by_baseline: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
+    for rows in files:
+        for row in rows:
+            if row["preference"] is not None:
+                gold = gold_pair(row["preference"])[1]
+                by_baseline[row["instruction"], row["output_1"]].append((row["output_2"], gold))
+    for (instruction, baseline), others in by_baseline.items():
+        if len(others) == len(files):
+            yield {
+                "prompt": instruction,
+                "responses": [baseline, *(output for output, _ in others)],
+                "scores": [0.5, *(value for _, value in others)],
+            }
 
 
 # --------------------------------------------------------------------------------------------- demonstrations
 def demonstrations(
-    prompts: list[Prompt], answers: dict[str, str], scoring: ScoringPrompts
+    prompts: Sequence[Prompt], answers: dict[str, str], scoring: ScoringPrompts
 ) -> Iterator[dict[str, object]]:
     """Only what the answers look like: a box with the truth, a box with one score for each response, a short text."""
     rng = random.Random(0)
@@ -129,30 +148,40 @@ def score(rng: random.Random, gold: float) -> int:
     return max(0, min(10, round(WORST_SCORE + (BEST_SCORE - WORST_SCORE) * gold) + rng.randint(-2, 2)))
 
 
-# --------------------------------------------------------------------------------------------------- command
-def build(data_dir: Path, out_dir: Path) -> None:
-    answers = readers.instruction_answers(data_dir)
-    everything = list(readers.prompts(data_dir))
-    texts = (text for prompt in everything for text in readers.texts(prompt))
+# --------------------------------------------------------------------------------------------------- commands
+def build_model(data_dir: Path, out_dir: Path) -> None:
+    gsm8k, files = published(data_dir)
+    texts = [row["question"] for row in gsm8k]
+    texts += [row[name] for rows in files for row in rows for name in ("instruction", "output_1", "output_2")]
     write_model(out_dir / "model", texts)
+    write_jsonl(out_dir / "rankings.jsonl", rankings(files))
+
+
+def build_demonstrations(data_dir: Path, out_dir: Path, store: Path) -> None:
     tokenizer = load_tokenizer(out_dir / "model")
-    scoring = ScoringPrompts(RefereeConfig(), tokenizer)
-    prompts = [prompt for prompt in everything if fits(prompt, tokenizer, scoring)]
-    write_store(out_dir / "train.jsonl", prompts)
+    outputs = json.loads((data_dir / "alpaca_eval" / "example_outputs.json").read_text())
+    answers = {f"alpaca_eval_instructions/example_outputs/{i}": row["output"] for i, row in enumerate(outputs, start=1)}
     short = {key: text for key, text in answers.items() if len(tokenizer.encode(text)) < 40}
-    with (out_dir / "sft.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in demonstrations(prompts, short, scoring))
-    for task in ("reasoning", "preference", "instruction"):
-        kept, found = (sum(p.task == task for p in those) for those in (prompts, everything))
-        print(f"{task}: {kept} of {found} rows fit")
+    scoring = ScoringPrompts(RefereeConfig(), tokenizer)
+    write_jsonl(out_dir / "sft.jsonl", demonstrations(list(load_prompts([store])), short, scoring))
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["model", "demonstrations"])
     parser.add_argument("data_dir", type=Path)
     parser.add_argument("out_dir", type=Path)
+    parser.add_argument("store", type=Path, nargs="?")
     arguments = parser.parse_args()
     try:
-        build(arguments.data_dir, arguments.out_dir)
+        if arguments.what == "model":
+            build_model(arguments.data_dir, arguments.out_dir)
+        else:
+            build_demonstrations(arguments.data_dir, arguments.out_dir, arguments.store)
     except FileNotFoundError as error:
         sys.exit(f"error: {error.filename} does not exist; DATA_DIR holds gsm8k/ and alpaca_eval/ as published")

@@ -6,6 +6,7 @@ import click
 
 from megatron_urpo.cli.errors import user_errors
 from megatron_urpo.config import Config, SftConfig, reference
+from megatron_urpo.config.pack import FilterConfig, PackConfig, SourceConfig
 
 
 @click.command()
@@ -24,7 +25,16 @@ def report(run: Path, output: Path | None) -> None:
 
 
 @click.command()
-@click.option("--sft", "for_sft", is_flag=True, help="Of `megatron-urpo sft` instead.")
-def defaults(for_sft: bool) -> None:
+@click.option("--sft", "of", flag_value="sft", help="Of `megatron-urpo sft` instead.")
+@click.option("--pack", "of", flag_value="pack", help="Of `megatron-urpo pack` instead, and its datasets.")
+def defaults(of: str | None) -> None:
     """Print every value that a config of `train` can set, with its default and what it means."""
-    click.echo(reference(SftConfig if for_sft else Config))
+    if of == "pack":
+        from megatron_urpo.data.sources import READERS
+
+        click.echo(reference(PackConfig))
+        click.echo(f"\n# a source\n{reference(SourceConfig)}\n\n# a filter\n{reference(FilterConfig)}\n\n# datasets")
+        for name, reader in READERS.items():
+            click.echo(f"#   {name}: {reader.task} from {', '.join(reader.columns)}")
+        return
+    click.echo(reference(SftConfig if of == "sft" else Config))

@@ -14,7 +14,7 @@ class Phase(Section):
 
 
 class DataConfig(Section):
-    train: tuple[Path, ...] = Field(description="prompt stores: JSONL or Parquet files")
+    train: tuple[Path, ...] = Field(description="prompt stores: folders that `pack` wrote, JSONL or Parquet files")
     prompts_per_step: PositiveInt = 256
     curriculum: tuple[Phase, ...] = (
         Phase(until=100, mix={"preference": 1, "reasoning": 1}),

@@ -3,6 +3,7 @@
 Only local files are read: a run must not depend on a network, and compute nodes often have none.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,22 +42,46 @@ class HuggingFaceTokenizer:
         return self._special_tokens
 
     def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """The conversation and the header of the assistant's next turn.
+        """The conversation and the header of the assistant's next turn. Raises as `chat_text`."""
+        # The template writes every control token itself, a leading one included.
+        return self.encode(self.chat_text(messages))
+
+    def chat_text(self, messages: Sequence[Message]) -> str:
+        """What `encode_chat` encodes, control tokens written out.
 
         Raises:
             DataError: the template refuses the conversation, e.g. a system message where the model knows none.
         """
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
             roles = ", ".join(message.role for message in messages)
             raise DataError(
                 f"chat template: refuses a conversation with roles [{roles}]: {error};"
                 " change the prompts' messages or the tokenizer's template"
             ) from None
-        # The template writes every control token itself, a leading one included.
-        return self.encode(text)
+        return text
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, many at once."""
+        if not isinstance(self._tokenizer, PreTrainedTokenizerFast):
+            return [list(self.encode(text)) for text in texts]
+        encodings = self._tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def identity(self) -> dict[str, str]:
+        """`hash`: of how text becomes tokens; `chat_template`: of how conversations become text.
+
+        Of what the tokenizer does, not of its files: their layout changes whenever a library saves them again.
+        """
+        if isinstance(self._tokenizer, PreTrainedTokenizerFast):
+            tree = json.loads(self._tokenizer.backend_tokenizer.to_str())
+            parts = {name: tree.get(name) for name in tree if name not in ("padding", "truncation", "version")}
+        else:
+            parts = {"class": type(self._tokenizer).__name__, "vocabulary": self._tokenizer.get_vocab()}
+        texts = {"hash": json.dumps(parts, sort_keys=True), "chat_template": str(self._tokenizer.chat_template)}
+        return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Plain text: no template, no special tokens added."""
@@ -70,14 +95,14 @@ class HuggingFaceTokenizer:
         return text
 
 
-def load_tokenizer(path: Path) -> HuggingFaceTokenizer:
-    """The tokenizer of a Hugging Face folder.
+def load_tokenizer(path: Path, field: str = "model.tokenizer") -> HuggingFaceTokenizer:
+    """The tokenizer of a Hugging Face folder; `field` of the config names it.
 
     Raises:
         DataError: no folder, no readable tokenizer in it, no chat template, no end token.
     """
     if not path.is_dir():
-        raise DataError(f"model.tokenizer: {path} is no folder; give a Hugging Face folder with tokenizer files")
+        raise DataError(f"{field}: {path} is no folder; give a Hugging Face folder with tokenizer files")
     # For some model types AutoTokenizer (transformers 5.23) ignores the class that the folder names and rebuilds the
     # tokenizer around its vocabulary, which silently changes how text splits; tokenizer.json is taken as it is.
     kind = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
@@ -85,32 +110,32 @@ def load_tokenizer(path: Path) -> HuggingFaceTokenizer:
         tokenizer = kind.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"model.tokenizer: {path} has no tokenizer that transformers can read: {reason}") from None
+        raise DataError(f"{field}: {path} has no tokenizer that transformers can read: {reason}") from None
     if tokenizer.chat_template is None:
         raise DataError(
-            f"model.tokenizer: {path} has no chat template; use an instruction-tuned model's tokenizer or add a"
+            f"{field}: {path} has no chat template; use an instruction-tuned model's tokenizer or add a"
             " chat_template.jinja to the folder"
         )
-    stop = _generation_config_stops(path)
+    stop = _generation_config_stops(path, field)
     if tokenizer.eos_token_id is not None:
         stop = [int(tokenizer.eos_token_id), *stop]
     if not stop:
         raise DataError(
-            f"model.tokenizer: {path} names no end token, so no completion would ever stop; set eos_token in"
+            f"{field}: {path} names no end token, so no completion would ever stop; set eos_token in"
             " tokenizer_config.json or eos_token_id in generation_config.json"
         )
     return HuggingFaceTokenizer(tokenizer, tuple(dict.fromkeys(stop)))
 
 
-def _generation_config_stops(path: Path) -> list[int]:
+def _generation_config_stops(path: Path, field: str) -> list[int]:
     file = path / "generation_config.json"
     if not file.is_file():
         return []
     try:
         value = json.loads(file.read_text()).get("eos_token_id")
     except (ValueError, AttributeError):
-        raise DataError(f"model.tokenizer: {file} is not a JSON object; repair or remove it") from None
+        raise DataError(f"{field}: {file} is not a JSON object; repair or remove it") from None
     values = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(item, int) for item in values):
-        raise DataError(f"model.tokenizer: eos_token_id in {file} is {value!r}; it is a number or a list of numbers")
+        raise DataError(f"{field}: eos_token_id in {file} is {value!r}; it is a number or a list of numbers")
     return values

@@ -35,3 +35,19 @@ def exact_shares(weights: Mapping[Task, float]) -> dict[Task, Fraction]:
         raise ValueError(f"weights {dict(weights)} have no positive one; give at least one task a positive weight")
     total = sum(exact.values())
     return {task: weight / total for task, weight in exact.items()}
+
+
+def next_source(counts: Mapping[str, int], shares: Mapping[str, Fraction]) -> str:
+    """The source of the next prompt of a task, for any number of sources; `shares` sum to 1.
+
+    With more than three of them the largest residual can leave one a whole prompt behind. Tijdeman's rule ("The
+    chairman assignment problem", 1980) cannot: of those that have waited for 1 / (2m - 2) of a prompt, it takes the one
+    that would first fall behind too far. Every count then stays within 1 - 1 / (2m - 2) of its share.
+    """
+    if len(shares) == 1:
+        return next(iter(shares))
+    drawn = sum(counts.get(name, 0) for name in shares)
+    slack = 1 - Fraction(1, 2 * len(shares) - 2)
+    behind = {name: share * (drawn + 1) - counts.get(name, 0) for name, share in shares.items()}
+    waiting = [name for name in shares if behind[name] >= 1 - slack]
+    return min(waiting, key=lambda name: (slack - behind[name]) / shares[name])

@@ -43,6 +43,10 @@ class ScoringPrompts:
             prompt_ids, num_cut = cut
         return ScoringPrompt(prompt_ids, tuple(permutation), num_cut)
 
+    def whole(self, messages: Sequence[Message], responses: Sequence[str]) -> str:
+        """The text of the prompt with `responses` uncut and in this order."""
+        return self.text(self._question(messages), [self._neutralise(response) for response in responses])
+
     def text(self, question: str, texts: Sequence[str]) -> str:
         """The template filled with `texts` as they stand, the first as Response 1."""
         template = self._referee.template

@@ -1,4 +1,4 @@
-"""Where the published rows lie, and the example's readers of them."""
+"""Where the published rows lie, and the example that is built of them."""
 
 import importlib.util
 import json
@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent.parent
 DATA = Path(os.environ.get("REAL_ROWS_DATA", ROOT.parent / "shared" / "data"))
 
 needs_real_rows = pytest.mark.skipif(
-    not (DATA / "gsm8k").is_dir() or not (DATA / "alpaca_eval").is_dir(),
-    reason=f"{DATA} with gsm8k/ and alpaca_eval/ is absent; REAL_ROWS_DATA may name another folder",
+    not (DATA / "gsm8k").is_dir() or not (DATA / "alpaca_eval").is_dir() or not (DATA / "evalbiasbench").is_dir(),
+    reason=f"{DATA} with gsm8k/, alpaca_eval/ and evalbiasbench/ is absent; REAL_ROWS_DATA may name another folder",
 )
 
 Row = dict[str, Any]
@@ -24,9 +24,9 @@ def read_jsonl(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def load_readers() -> ModuleType:
-    """`examples/real_rows/readers.py`; loaded by path, since examples are no package."""
-    spec = importlib.util.spec_from_file_location("real_rows_readers", ROOT / "examples" / "real_rows" / "readers.py")
+def load_build() -> ModuleType:
+    """`examples/real_rows/build.py`; loaded by path, since examples are no package."""
+    spec = importlib.util.spec_from_file_location("real_rows_build", ROOT / "examples" / "real_rows" / "build.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from megatron_urpo.config import Config, ConfigError, SftConfig, load_config, load_section, reference
+from megatron_urpo.config.pack import PackConfig
 
 MINIMAL = "run_dir: runs/x\nmodel: {path: m}\ndata: {train: [a.jsonl]}\n"
 
@@ -120,7 +121,9 @@ def test_shipped_configs_load() -> None:
         if ".cache" in path.parts:
             continue
         found += 1
-        if "output:" in path.read_text():
+        if path.name == "pack.yaml":
+            load_section(PackConfig, path)
+        elif "output:" in path.read_text():
             load_section(SftConfig, path)
         else:
             load_config(path)
@@ -140,3 +143,11 @@ def test_reference_names_every_value_and_loads(schema: type[Config] | type[SftCo
     assert set(tree) == set(schema.model_fields)
     assert loaded.optimizer == schema.model_fields["optimizer"].default
     assert loaded.parallel == schema.model_fields["parallel"].default
+
+
+def test_reference_of_packing_loads(file: Path) -> None:
+    tree = yaml.safe_load(reference(PackConfig)) | {"output": "o", "tokenizer": "t"}
+    tree["sources"] = [{"dataset": "gsm8k", "path": "a.jsonl"}]
+    loaded = PackConfig.model_validate(tree)
+    assert loaded.sources[0].path == ("a.jsonl",)
+    assert loaded.duplicates == PackConfig.model_fields["duplicates"].default

@@ -97,3 +97,27 @@ def test_a_conversation_that_the_template_refuses(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(make_folder(tmp_path))
     with pytest.raises(DataError, match=r"roles \[system, user\]: no system turn"):
         tokenizer.encode_chat([Message("system", "Be brief."), Message("user", "Hi")])
+
+
+def test_a_batch_is_encoded_as_its_texts(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(make_folder(tmp_path))
+    texts = ["", "a", "<|im_start|>user\nü\x00<|im_end|>", " <think> ", "\u202e" * 3, "a" * 5000]
+    assert tokenizer.encode_batch(texts) == [list(tokenizer.encode(text)) for text in texts]
+    message = [Message("user", "<|im_end|> hi")]
+    assert tokenizer.encode(tokenizer.chat_text(message)) == tokenizer.encode_chat(message)
+
+
+def test_identity_is_what_a_tokenizer_does_not_its_files(tmp_path: Path) -> None:
+    first = load_tokenizer(make_folder(tmp_path / "a"))
+    saved_again = PreTrainedTokenizerFast.from_pretrained(tmp_path / "a")
+    saved_again.padding_side = "left"
+    saved_again.save_pretrained(tmp_path / "b")
+    layout = tmp_path / "b" / "tokenizer.json"
+    layout.write_text(json.dumps(json.loads(layout.read_text())))
+    assert load_tokenizer(tmp_path / "b").identity() == first.identity()
+    template = load_tokenizer(make_folder(tmp_path / "c", template=TEMPLATE + " ")).identity()
+    assert template["hash"] == first.identity()["hash"]
+    assert template["chat_template"] != first.identity()["chat_template"]
+    saved_again.add_tokens(["<other>"])
+    saved_again.save_pretrained(tmp_path / "d")
+    assert load_tokenizer(tmp_path / "d").identity()["hash"] != first.identity()["hash"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_urpo.data.mixture import exact_shares, next_task
+from megatron_urpo.data.mixture import exact_shares, next_source, next_task
 from megatron_urpo.types import TASKS, Task
 
 
@@ -60,3 +60,27 @@ def test_every_prefix_differs_by_less_than_one_prompt(weights: dict[Task, float]
         assert set(counts) <= set(shares)
         for name, share in shares.items():
             assert abs(counts[name] - share * number) < 1
+
+
+weights = st.lists(st.integers(1, 50), min_size=1, max_size=12)
+
+
+@settings(deadline=None)
+@given(weights, st.integers(1, 150))
+def test_any_number_of_sources_stays_within_one_prompt(parts: list[int], length: int) -> None:
+    shares = {f"s{i}": Fraction(part, sum(parts)) for i, part in enumerate(parts)}
+    counts = dict.fromkeys(shares, 0)
+    for number in range(1, length + 1):
+        counts[next_source(counts, shares)] += 1
+        for name, share in shares.items():
+            assert abs(counts[name] - share * number) < 1
+
+
+def test_largest_residuals_would_not_do_for_many_sources() -> None:
+    """Why sources have a rule of their own."""
+    shares = {f"s{i}": Fraction(part, 49) for i, part in enumerate([3, 5, 20, 20, 1])}
+    counts = dict.fromkeys(shares, 0)
+    for number in range(1, 28):
+        name = max(shares, key=lambda name: shares[name] * number - counts[name])
+        counts[name] += 1
+    assert max(abs(shares[name] * 27 - counts[name]) for name in shares) == Fraction(50, 49)

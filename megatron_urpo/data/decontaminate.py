@@ -1,0 +1,99 @@
+"""Training prompts that hold an evaluation question, by n-gram overlap.
+
+A prompt is contaminated if it holds at least `overlap` of the n-grams of one evaluation question: its own, so a
+long prompt around a short question is found too. Words and marks are those of nltk's WordPunctTokenizer, letter
+case aside. Questions are compared with questions: what candidates answered is not looked at.
+
+N-grams of more than five different evaluation questions are a benchmark's boilerplate (\"output the final answer within
+\\boxed{}\") and count for none. A question shorter than an n-gram counts only where it is the whole prompt.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from nltk.tokenize import WordPunctTokenizer
+from numpy.typing import NDArray
+
+from megatron_urpo.data.ngrams import Hashes, WordHasher, ngram_hashes
+from megatron_urpo.types import Message
+
+BOILERPLATE = 5
+_tokenize = WordPunctTokenizer().tokenize
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """`place`: of the evaluation question; `overlap`: share of its n-grams that were found."""
+
+    place: str
+    overlap: float
+
+
+def question_of(messages: Sequence[Message]) -> str:
+    """What a person asked: of a conversation every turn that is the user's."""
+    return "\n".join(message.content for message in messages if message.role == "user")
+
+
+def words_of(text: str, hasher: WordHasher) -> Hashes:
+    return hasher(_tokenize(text.casefold()))
+
+
+class EvaluationQuestions:
+    """N-grams of evaluation questions, sorted, with the question that each belongs to."""
+
+    def __init__(self, n: int, overlap: float, grams: Hashes, owners: NDArray[np.int64], places: Sequence[str]):
+        self._n, self._overlap, self._places = n, overlap, places
+        order = np.lexsort((owners, grams))
+        self._grams, self._owners = grams[order], owners[order]
+        self._counts = np.bincount(owners, minlength=len(places))
+
+    @classmethod
+    def build(cls, questions: Sequence[str], places: Sequence[str], n: int, overlap: float) -> "EvaluationQuestions":
+        hasher = WordHasher()
+        # The same question twice, in two files or two formats, is one question.
+        distinct = {words_of(question, hasher).tobytes(): i for i, question in reversed(list(enumerate(questions)))}
+        indices = sorted(distinct.values())
+        words = [words_of(questions[i], hasher) for i in indices]
+        hashes, offsets = ngram_hashes(words, n)
+        per_question = [np.unique(hashes[int(start) : int(end)]) for start, end in pairwise(offsets)]
+        grams = np.concatenate([*per_question, np.zeros(0, np.uint64)])
+        owners = np.repeat(np.arange(len(indices)), [len(own) for own in per_question])
+        _, inverse, counts = np.unique(grams, return_inverse=True, return_counts=True)
+        telling = counts[inverse] <= BOILERPLATE
+        return cls(n, overlap, grams[telling], owners[telling], [places[i] for i in indices])
+
+    def save(self, file: Path) -> None:
+        np.savez(file, grams=self._grams, owners=self._owners, places=np.array(self._places, dtype=np.str_),
+                 rule=np.array([self._n, self._overlap]))  # fmt: skip
+
+    @classmethod
+    def load(cls, file: Path) -> "EvaluationQuestions":
+        with np.load(file) as kept:
+            n, overlap = kept["rule"]
+            return cls(int(n), float(overlap), kept["grams"], kept["owners"], kept["places"].tolist())
+
+    def matches(self, questions: Sequence[str], hasher: WordHasher) -> list[Match | None]:
+        """For each prompt the evaluation question that it holds most of, where that is too much."""
+        if not len(self._grams):
+            return [None] * len(questions)
+        hashes, offsets = ngram_hashes([words_of(question, hasher) for question in questions], self._n)
+        first = np.searchsorted(self._grams, hashes, "left")
+        last = np.searchsorted(self._grams, hashes, "right")
+        found = last > first
+        result: list[Match | None] = []
+        for start, end in zip(offsets.astype(np.int64), offsets[1:].astype(np.int64), strict=False):
+            hits = np.flatnonzero(found[start:end]) + start
+            result.append(self._best(hashes, first, last, hits) if len(hits) else None)
+        return result
+
+    def _best(
+        self, hashes: Hashes, first: NDArray[np.int64], last: NDArray[np.int64], hits: NDArray[np.int64]
+    ) -> Match | None:
+        _, once = np.unique(hashes[hits], return_index=True)
+        owners = np.concatenate([self._owners[first[hit] : last[hit]] for hit in hits[once]])
+        shares = np.bincount(owners, minlength=len(self._counts)) / np.maximum(self._counts, 1)
+        best = int(np.argmax(shares))
+        return Match(self._places[best], float(shares[best])) if shares[best] >= self._overlap else None

@@ -1,0 +1,65 @@
+"""Words as 64-bit numbers, and all n-grams of many texts at once.
+
+Hashes depend on the text alone: not on the process, its hash seed or the order of texts.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Hashes = NDArray[np.uint64]
+
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplication loses nothing
+_MAX_WORDS = 1 << 18  # that are remembered; the dictionary of a large corpus would not stop growing
+
+
+def hash_bytes(data: bytes) -> int:
+    """64 bits of BLAKE2b."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+class WordHasher:
+    """Remembers the words it has met, since few words make most of a text."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, int] = {}
+
+    def __call__(self, words: Iterable[str]) -> Hashes:
+        """[words]: one number each."""
+        known = self._known
+        if len(known) > _MAX_WORDS:
+            known.clear()
+        hashes = []
+        for word in words:
+            value = known.get(word)
+            if value is None:
+                value = known[word] = hash_bytes(word.encode("utf-8", "surrogatepass"))
+            hashes.append(value)
+        return np.array(hashes, dtype=np.uint64)
+
+
+def ngram_hashes(texts: Sequence[Hashes], n: int) -> tuple[Hashes, NDArray[np.uint64]]:
+    """(hashes of every n-gram of every text, one after the other; offsets [texts + 1] of each text's own).
+
+    A text of fewer than n words has one n-gram, itself. An empty one has that of no words.
+    """
+    padded = [words if len(words) >= n else _padded(words, n) for words in texts]
+    counts = np.array([len(words) - n + 1 for words in padded], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
+    if not padded:
+        return np.zeros(0, np.uint64), offsets
+    words = np.concatenate(padded)
+    mixed = np.zeros(len(words) - n + 1, np.uint64)
+    with np.errstate(over="ignore"):
+        for place in range(n):
+            mixed = (mixed * _FACTOR) ^ words[place : len(words) - n + 1 + place]
+            mixed ^= mixed >> np.uint64(29)
+    starts = np.concatenate([[0], np.cumsum([len(words) for words in padded])])
+    inside = np.concatenate([np.arange(starts[i], starts[i] + counts[i]) for i in range(len(padded))])
+    return mixed[inside], offsets
+
+
+def _padded(words: Hashes, n: int) -> Hashes:
+    return np.concatenate([words, np.zeros(n - len(words), np.uint64)])
