@@ -28,13 +28,49 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class FunctionalTest:
+    """A program is right if `check(f)` returns, where `test_code` defines check and f is the program's `entry_point`.
+
+    `import_prefix` runs before both.
+    """
+
+    import_prefix: str
+    test_code: str
+    entry_point: str
+    kind: ClassVar[str] = "functional"
+
+
+@dataclass(frozen=True, slots=True)
+class StdinTests:
+    """A program is right if it answers each of `inputs` on its standard input with `outputs[i]`."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    kind: ClassVar[str] = "stdin"
+
+
+@dataclass(frozen=True, slots=True)
+class CallTests:
+    """A program is right if `fn_name` returns `outputs[i]` (JSON) for each of `inputs` (JSON, one argument a line)."""
+
+    fn_name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    kind: ClassVar[str] = "calls"
+
+
+CodeTests = FunctionalTest | StdinTests | CallTests
+
+
+@dataclass(frozen=True, slots=True)
 class ReasoningPrompt:
-    """A question with ground truth; any of `answers` is accepted."""
+    """A question with ground truth: either accepted `answers`, of which any is right, or `tests` of a program."""
 
     id: str
     messages: tuple[Message, ...]
     answers: tuple[str, ...]
     source: str = ""
+    tests: CodeTests | None = None
     task: ClassVar[Task] = "reasoning"
 
 

@@ -19,6 +19,12 @@ from megatron_urpo.data.rows import parse_row, to_row
 from megatron_urpo.types import Prompt
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+_TESTS = pyarrow.struct(
+    [
+        *((name, pyarrow.string()) for name in ("kind", "import_prefix", "test_code", "entry_point", "fn_name")),
+        *((name, pyarrow.list_(pyarrow.string())) for name in ("inputs", "outputs")),
+    ]
+)
 _PARQUET_SCHEMA = pyarrow.schema(
     [
         ("id", pyarrow.string()),
@@ -26,6 +32,7 @@ _PARQUET_SCHEMA = pyarrow.schema(
         ("messages", pyarrow.list_(pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())]))),
         ("source", pyarrow.string()),
         ("answers", pyarrow.list_(pyarrow.string())),
+        ("tests", _TESTS),
         ("responses", pyarrow.list_(pyarrow.string())),
         ("scores", pyarrow.list_(pyarrow.float64())),
     ]

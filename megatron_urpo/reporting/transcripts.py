@@ -4,6 +4,7 @@ Text of models and data sets is written as JSON strings in ASCII: nothing in it 
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ def _prompt(prompt: Prompt) -> dict[str, Any]:
     }
     if isinstance(prompt, ReasoningPrompt):
         row["answers"] = list(prompt.answers)
+        if prompt.tests is not None:
+            row["tests"] = {"kind": prompt.tests.kind} | asdict(prompt.tests)
     if isinstance(prompt, PreferencePrompt):
         row |= {"responses": list(prompt.responses), "gold": list(prompt.gold)}
     return row

@@ -9,7 +9,8 @@ function detail(group, data, close) {
       `; transcripts/step_${String(group.step).padStart(6, '0')}.jsonl`),
     flagList(group.flags, data),
     group.messages.map((message) => block(message.role === 'user' ? 'Prompt' : message.role, message)),
-    group.answers ? el('p', { class: 'meta' }, 'Accepted: ', group.answers.map((answer, i) => [i ? ' or ' : null, el('code', {}, shown(answer))])) : null,
+    group.tests ? block('Tests of the program', group.tests) : null,
+    group.answers && group.answers.length ? el('p', { class: 'meta' }, 'Accepted: ', group.answers.map((answer, i) => [i ? ' or ' : null, el('code', {}, shown(answer))])) : null,
     group.task === 'preference' ? candidates(group) : null,
     el('h4', {}, group.task === 'preference' ? 'Verdicts, each a completion with a reward' : 'Completions, best reward first'),
     group.completions.length ? byReward(group).map((index) => completion(group, index, data))

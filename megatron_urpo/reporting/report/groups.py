@@ -1,5 +1,6 @@
 """One line of a transcript as the page has it: checked, long texts shortened, suspicious signs added."""
 
+import json
 import math
 from typing import Any
 
@@ -36,6 +37,8 @@ def page_group(step: int, row: dict[str, Any], self_score_range: RewardRange) ->
     }
     if task == "reasoning":
         group["answers"] = [_word(answer) for answer in prompt["answers"]]
+        if "tests" in prompt:
+            group["tests"] = shortened(json.dumps(prompt["tests"], indent=1, ensure_ascii=False))
     if task == "preference":
         group["responses"] = [shortened(response) for response in prompt["responses"]]
         group["gold"] = [_finite(value) for value in prompt["gold"]]

@@ -11,12 +11,30 @@ from hypothesis import strategies as st
 
 from megatron_urpo.data.errors import DataError
 from megatron_urpo.data.store import load_prompts, write_store
-from megatron_urpo.types import InstructionPrompt, Message, PreferencePrompt, Prompt, ReasoningPrompt
+from megatron_urpo.types import (
+    CallTests,
+    CodeTests,
+    FunctionalTest,
+    InstructionPrompt,
+    Message,
+    PreferencePrompt,
+    Prompt,
+    ReasoningPrompt,
+    StdinTests,
+)
 
 QUESTION = [{"role": "user", "content": "2 + 2?"}]
 REASONING = {"id": "r", "task": "reasoning", "messages": QUESTION, "answers": ["4"]}
 PREFERENCE = {"id": "p", "task": "preference", "messages": QUESTION, "responses": ["4", "5"], "scores": [1, 0]}
 INSTRUCTION = {"id": "i", "task": "instruction", "messages": QUESTION}
+CODE = {"id": "c", "task": "reasoning", "messages": QUESTION}
+FUNCTIONAL = {
+    "kind": "functional",
+    "test_code": "def check(candidate):\n    assert candidate() == 4",
+    "entry_point": "f",
+}
+STDIN = {"kind": "stdin", "inputs": ["2 2\n", ""], "outputs": ["4\n", ""]}
+CALLS = {"kind": "calls", "fn_name": "Solution().add", "inputs": ['2\n[2, "a"]'], "outputs": ["4"]}
 SUFFIXES = [".jsonl", ".jsonl.gz", ".parquet"]
 
 
@@ -43,6 +61,17 @@ def test_rows_become_records_and_ranks_are_negated(tmp_path: Path) -> None:
     ]
 
 
+def test_tests_become_records(tmp_path: Path) -> None:
+    rows = [CODE | {"id": f"{i}", "tests": tests} for i, tests in enumerate((FUNCTIONAL, STDIN, CALLS))]
+    rows[1]["answers"] = None  # as Parquet fills it
+    loaded = load_prompts([write_rows(tmp_path / "a.jsonl", *rows)])
+    assert [prompt.tests for prompt in loaded if isinstance(prompt, ReasoningPrompt)] == [
+        FunctionalTest("", "def check(candidate):\n    assert candidate() == 4", "f"),
+        StdinTests(("2 2\n", ""), ("4\n", "")),
+        CallTests("Solution().add", ('2\n[2, "a"]',), ("4",)),
+    ]
+
+
 def test_stores_follow_each_other_and_blank_lines_are_passed_over(tmp_path: Path) -> None:
     first, second = write_rows(tmp_path / "a.jsonl", REASONING), write_rows(tmp_path / "b.jsonl", INSTRUCTION)
     first.write_text("\n" + first.read_text() + "  \n")
@@ -54,14 +83,30 @@ texts = st.text(characters, min_size=1, max_size=12).filter(str.strip)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 
 
+def code_tests() -> st.SearchStrategy[CodeTests]:
+    anything = st.text(characters, max_size=9)
+    cases = st.lists(st.tuples(anything, anything), min_size=1, max_size=3)
+    values = st.recursive(
+        st.none() | st.booleans() | numbers | anything, lambda inner: st.lists(inner, max_size=2), max_leaves=4
+    ).map(json.dumps)
+    calls = st.lists(st.tuples(st.lists(values, max_size=3).map("\n".join), values), min_size=1, max_size=3)
+    return st.one_of(
+        st.builds(FunctionalTest, anything, anything.map("def check(c): {}".format), st.just("f")),
+        cases.map(lambda pairs: StdinTests(*map(tuple, zip(*pairs, strict=True)))),
+        calls.map(lambda pairs: CallTests("f", *map(tuple, zip(*pairs, strict=True)))),
+    )
+
+
 @st.composite
 def prompts(draw: st.DrawFn) -> list[Prompt]:
     result: list[Prompt] = []
     for prompt_id in draw(st.lists(texts, min_size=1, max_size=4, unique=True)):
         messages = (Message("system", draw(st.text(characters, max_size=3))), Message("user", draw(texts)))
         source = draw(st.one_of(st.just(""), texts))
-        kind = draw(st.integers(0, 2))
-        if kind == 0:
+        kind = draw(st.integers(0, 3))
+        if kind == 3:
+            result.append(ReasoningPrompt(prompt_id, messages, (), source, draw(code_tests())))
+        elif kind == 0:
             answers = tuple(draw(st.lists(texts, min_size=1, max_size=3)))
             result.append(ReasoningPrompt(prompt_id, messages, answers, source))
         elif kind == 1:
@@ -112,6 +157,22 @@ BAD_ROWS: list[tuple[object, list[str]]] = [
     (REASONING | {"answers": ["4", " "]}, ["answers: ['4', ' ']", "none empty"]),
     (REASONING | {"anwsers": ["4"]}, ["anwsers: is not a field of reasoning rows"]),
     (INSTRUCTION | {"answers": ["4"]}, ["answers: is not a field of instruction rows"]),
+    (CODE | {"answers": ["4"], "tests": STDIN}, ["tests: a reasoning row has both answers and tests"]),
+    (CODE | {"tests": [STDIN]}, ["tests: [{", "tests are an object with kind"]),
+    (CODE | {"tests": {}}, ["tests.kind: is missing", "functional, stdin, calls"]),
+    (CODE | {"tests": STDIN | {"kind": "io"}}, ["tests.kind: 'io' is unknown"]),
+    (CODE | {"tests": STDIN | {"fn_name": "f"}}, ["tests.fn_name: is not a field of stdin tests"]),
+    (CODE | {"tests": STDIN | {"inputs": "2"}}, ["tests.inputs: '2'", "list of texts"]),
+    (CODE | {"tests": STDIN | {"inputs": ["2", 2]}}, ["tests.inputs.1: 2", "text in quotes"]),
+    (CODE | {"tests": STDIN | {"inputs": [], "outputs": []}}, ["tests.outputs: has 0 for 0 inputs"]),
+    (CODE | {"tests": STDIN | {"outputs": ["4"]}}, ["tests.outputs: has 1 for 2 inputs"]),
+    (CODE | {"tests": without(CALLS, "fn_name")}, ["tests.fn_name: is missing"]),
+    (CODE | {"tests": CALLS | {"fn_name": "f(); import os"}}, ["tests.fn_name: 'f(); import os' is no name"]),
+    (CODE | {"tests": CALLS | {"inputs": ["2\n[2"]}}, ["tests.inputs.0: '[2' is not JSON"]),
+    (CODE | {"tests": CALLS | {"outputs": ["[" * 10**6]}}, ["tests.outputs.0: '[[", "not JSON"]),
+    (CODE | {"tests": without(FUNCTIONAL, "entry_point")}, ["tests.entry_point: is missing"]),
+    (CODE | {"tests": FUNCTIONAL | {"test_code": "assert f() == 4"}}, ["tests.test_code", "defines no check"]),
+    (INSTRUCTION | {"tests": STDIN}, ["tests: is not a field of instruction rows"]),
     (PREFERENCE | {"responses": ["4"], "scores": [1]}, ["responses: has 1", "2 or more"]),
     (without(PREFERENCE, "scores"), ["neither scores nor ranks"]),
     (PREFERENCE | {"ranks": [1, 2]}, ["both scores and ranks"]),

@@ -10,6 +10,7 @@ from megatron_urpo.types import (
     PreferencePrompt,
     ReasoningPrompt,
     ScoringPrompt,
+    StdinTests,
     Verdict,
     VersionSpan,
 )
@@ -79,3 +80,10 @@ def test_a_group_is_written_whole(tmp_path: Path) -> None:
     assert (second["task"], second["dropped"], second["prompt"]["answers"]) == ("reasoning", "prompt_too_long", ["4"])
     write_transcript(path, [], [], [])
     assert path.read_bytes() == b""
+
+
+def test_the_tests_of_a_program_are_written(tmp_path: Path) -> None:
+    prompt = ReasoningPrompt("c", (), (), tests=StdinTests(("1\n",), (HOSTILE,)))
+    write_transcript(tmp_path / "t.jsonl", [Group(prompt, (1,), (), (), (), (), dropped="x")], ["x"], [[]])
+    row = json.loads((tmp_path / "t.jsonl").read_text())
+    assert row["prompt"]["tests"] == {"kind": "stdin", "inputs": ["1\n"], "outputs": [HOSTILE]}
