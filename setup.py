@@ -45,6 +45,7 @@ setup(
         "numpy",
         "pyarrow",
         "math-verify==0.9.0",
+        "regex",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-urpo = megatron_urpo.cli:main"]},

@@ -14,6 +14,7 @@ from megatron_urpo.algorithm.alignment import round_up, token_alignment
 from megatron_urpo.checkpoints import RunState, newest_checkpoint, read_state
 from megatron_urpo.config import Config, ConfigError
 from megatron_urpo.config.model import Fp8Config, ModelConfig, ParallelConfig
+from megatron_urpo.config.reward import CodeConfig, VerifierConfig
 from megatron_urpo.data.chat import load_tokenizer
 from megatron_urpo.data.errors import DataError
 from megatron_urpo.data.store import load_prompts
@@ -26,7 +27,10 @@ from megatron_urpo.policy.hf.table import hf_shapes
 from megatron_urpo.policy.parallel import check_world_size, launched_world_size
 from megatron_urpo.policy.spec import choose_spec
 from megatron_urpo.protocols import ChatTokenizer
-from megatron_urpo.types import Prompt
+from megatron_urpo.reward.verifiable.answers import AnswerPattern, BadPattern
+from megatron_urpo.reward.verifiable.code.pool import probe_isolation
+from megatron_urpo.reward.verifiable.code.sandbox import SandboxUnavailable
+from megatron_urpo.types import Prompt, ReasoningPrompt
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Inputs:
     tokenizer: ChatTokenizer
     prompts: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]
+    code_isolation: str | None = None
+    """What programs run in; None where no prompt asks for one."""
 
     def stream(self, config: Config) -> PromptStream:
         return PromptStream(self.prompts, config.data.curriculum, config.data.prompts_per_step, config.seed)
@@ -50,7 +56,7 @@ def check_inputs(config: Config) -> Inputs:
     _check_run_dir(config.run_dir)
     prompts = _load_prompts("data.train", config.data.train)
     held_out = _load_prompts("evaluation.data", config.evaluation.data)
-    inputs = Inputs(shape, tokenizer, prompts, held_out)
+    inputs = Inputs(shape, tokenizer, prompts, held_out, check_verifier(config.verifier, (*prompts, *held_out)))
     check_engine(config, shape.vocab_size)
     stream = inputs.stream(config)  # raises where the curriculum asks for a task that the store lacks
     check_program(config.evaluation.scorer)
@@ -80,6 +86,31 @@ def _load_prompts(field: str, paths: Sequence[Path]) -> tuple[Prompt, ...]:
         return tuple(load_prompts(paths))
     except DataError as error:
         raise DataError(f"{field}: {error}") from None
+
+
+def check_verifier(verifier: VerifierConfig, prompts: Sequence[Prompt]) -> str | None:
+    """The isolation that programs get here, None where no prompt has tests. Raises ConfigError."""
+    check_pattern(verifier)
+    has_code = any(isinstance(prompt, ReasoningPrompt) and prompt.tests is not None for prompt in prompts)
+    return check_isolation(verifier.code) if has_code else None
+
+
+def check_pattern(verifier: VerifierConfig) -> None:
+    try:
+        AnswerPattern(verifier.answer_pattern)
+    except BadPattern as error:
+        raise ConfigError(f"verifier.answer_pattern: {error}; correct it") from None
+
+
+def check_isolation(code: CodeConfig) -> str:
+    """Tries a sandbox. Raises ConfigError where the host gives less than the config asks for."""
+    try:
+        return probe_isolation(code.isolation)
+    except SandboxUnavailable as error:
+        raise ConfigError(
+            f"verifier.code.isolation: {code.isolation} is not to be had on this host ({error}); allow user namespaces,"
+            " or set it to `processes` where programs may read what this user may read (docs/verifiers.md)"
+        ) from None
 
 
 def check_program(command: Sequence[str]) -> None:
