@@ -56,6 +56,10 @@ class Cell:
         for sandbox in tuple(self._sandboxes.values()):
             sandbox.kill()
 
+    def close(self) -> None:
+        for sandbox in tuple(self._sandboxes.values()):
+            sandbox.close()
+
 
 def judge(cell: Cell, program: str, tests: CodeTests, limits: Limits, all_cases: bool) -> Judged:
     """`all_cases`: go on after a failure, to count what passes. Raises SandboxLost."""

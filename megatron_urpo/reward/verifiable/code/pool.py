@@ -28,7 +28,7 @@ def probe_isolation(wanted: str) -> Level:
         if wanted not in (level, "any"):
             continue
         try:
-            Sandbox(level).kill()
+            Sandbox(level).close()
         except (SandboxUnavailable, SandboxLost) as error:
             if wanted == level or level == "processes":
                 raise SandboxUnavailable(str(error)) from None
@@ -77,8 +77,8 @@ class CodeVerifier:
         for cell in cells:
             cell.kill()
         self._threads.shutdown(wait=True, cancel_futures=True)
-        for cell in list(self._cells):
-            cell.kill()
+        for cell in cells:
+            cell.close()
         self._cells.clear()
 
     @property
@@ -122,6 +122,8 @@ class CodeVerifier:
     def _open_sandbox(self) -> Sandbox:
         try:
             with self._lock:
+                if self._closed:
+                    raise SandboxLost("the verifier is closed")
                 if self._level is None:
                     self._level = probe_isolation(self._config.isolation)
                 level = self._level
@@ -134,4 +136,4 @@ class CodeVerifier:
     def _forget(self, cell: Cell) -> None:
         with self._lock:
             self._cells.discard(cell)
-        cell.kill()
+        cell.close()

@@ -77,10 +77,10 @@ class Sandbox:
         try:
             first = self._receive(time.monotonic() + _START_SECONDS)
         except SandboxLost:
-            self.kill()
+            self.close()
             raise
         if "failed" in first:
-            self.kill()
+            self.close()
             raise SandboxUnavailable(str(first["failed"]))
 
     @property
@@ -115,9 +115,13 @@ class Sandbox:
         return self._ending(time.monotonic() + limits.seconds + _GRACE_SECONDS)
 
     def kill(self) -> None:
-        """Ends the sandbox with everything in it and leaves no zombie; may be called again."""
+        """Ends the sandbox with everything in it and leaves no zombie; wakes the thread that waits for it."""
         self._process.kill()
         self._process.wait()
+
+    def close(self) -> None:
+        """Kills, and closes what no thread waits on any more. May be called again."""
+        self.kill()
         self._socket.close()
 
     def _begin(self, job: dict[str, str], limits: Limits, given: int, taken: int | None) -> None:

@@ -33,8 +33,7 @@ def enter_namespaces() -> bool:
 
     True where programs get a user of their own beside that of process 1.
     """
-    is_root = os.geteuid() == 0
-    _unshare_mapped(is_root)
+    has_two_users = _unshare_mapped(os.geteuid() == 0)
     child = os.fork()  # the process namespace begins with the next process
     if child:
         _, status = os.waitpid(child, 0)
@@ -46,7 +45,7 @@ def enter_namespaces() -> bool:
         file.write("0")
     _mount("none", "/proc", None, _BIND | _REMOUNT | _RDONLY | _NOSUID | _NODEV | _NOEXEC | _RELATIME)
     hide_from_ptrace()
-    return is_root
+    return has_two_users
 
 
 def private_folder(megabytes: int) -> None:
@@ -70,6 +69,18 @@ def drop_privileges(user: int | None) -> None:
     _call("capset", header, nothing)
 
 
+def can_become(user: int) -> bool:
+    """Whether a child of this process can change to `user` for good."""
+    child = os.fork()
+    if child == 0:
+        try:
+            drop_privileges(user)
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+
 def hide_from_ptrace() -> None:
     """Memory and descriptors of this process, and of children until they say otherwise, are nobody's to read."""
     _prctl(_SET_DUMPABLE, 0)
@@ -85,8 +96,8 @@ def adopt_orphans() -> None:
     _prctl(_SUBREAPER, 1)
 
 
-def _unshare_mapped(is_root: bool) -> None:
-    """New namespaces. A helper that stays outside writes the map of users, since two of them take its privileges."""
+def _unshare_mapped(is_root: bool) -> bool:
+    """New namespaces; True where they have two users. A helper that stays outside writes the map of users, since two of them take its privileges."""
     ready_read, ready_write = os.pipe()
     done_read, done_write = os.pipe()
     target = os.getpid()
@@ -95,31 +106,38 @@ def _unshare_mapped(is_root: bool) -> None:
         os.close(ready_write)
         os.close(done_read)
         if os.read(ready_read, 1):
-            _write_maps(target, is_root)
-            os.write(done_write, b"+")
+            os.write(done_write, _write_maps(target, is_root))
         os._exit(0)
     for descriptor in (ready_read, done_write):
         os.close(descriptor)
     try:
         _call("unshare", _NEW_USER | _NEW_NS | _NEW_PID | _NEW_NET | _NEW_IPC | _NEW_UTS | _NEW_CGROUP)
         os.write(ready_write, b"+")
-        if not os.read(done_read, 1):
+        result = os.read(done_read, 1)
+        if result not in (b"1", b"2"):
             raise OSError("the user map could not be written")
+        return result == b"2"
     finally:
         os.close(ready_write)
         os.close(done_read)
         os.waitpid(helper, 0)
 
 
-def _write_maps(pid: int, is_root: bool) -> None:
-    second = f"\n{PROGRAM_ID} {_NOBODY} 1" if is_root else ""
-    for name, text in (
-        ("uid_map", f"0 {os.geteuid()} 1{second}"),
-        ("setgroups", "allow" if is_root else "deny"),
-        ("gid_map", f"0 {os.getegid()} 1{second}"),
-    ):
-        with open(f"/proc/{pid}/{name}", "w") as file:
-            file.write(text)
+def _write_maps(pid: int, is_root: bool) -> bytes:
+    """How many users were mapped, as a digit: two where root may, else one; `-` where that failed too."""
+    for second in (f"\n{PROGRAM_ID} {_NOBODY} 1", "") if is_root else ("",):
+        try:
+            for name, text in (
+                ("uid_map", f"0 {os.geteuid()} 1{second}"),
+                ("setgroups", "allow" if second else "deny"),
+                ("gid_map", f"0 {os.getegid()} 1{second}"),
+            ):
+                with open(f"/proc/{pid}/{name}", "w") as file:
+                    file.write(text)
+        except OSError:
+            continue  # root of a namespace that holds no other user
+        return b"2" if second else b"1"
+    return b"-"
 
 
 def _build_root() -> None:

@@ -205,13 +205,13 @@ def main(level: str) -> None:
         os.dup2(null, descriptor)
     os.close(null)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    own_user = os.geteuid() == 0
     try:
         if level == _NAMESPACES:
             own_user = isolation.enter_namespaces()
         else:
             isolation.adopt_orphans()
             isolation.hide_from_ptrace()
+            own_user = os.geteuid() == 0 and isolation.can_become(_NOBODY)
     except OSError as error:
         own.send(json.dumps({"failed": str(error)}).encode())
         return
