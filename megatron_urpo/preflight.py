@@ -14,7 +14,6 @@ from megatron_urpo.algorithm.alignment import round_up, token_alignment
 from megatron_urpo.checkpoints import RunState, newest_checkpoint, read_state
 from megatron_urpo.config import Config, ConfigError
 from megatron_urpo.config.model import Fp8Config, ModelConfig, ParallelConfig
-from megatron_urpo.config.reward import CodeConfig, VerifierConfig
 from megatron_urpo.data.chat import load_tokenizer
 from megatron_urpo.data.errors import DataError
 from megatron_urpo.data.store import load_prompts
@@ -27,10 +26,8 @@ from megatron_urpo.policy.hf.table import hf_shapes
 from megatron_urpo.policy.parallel import check_world_size, launched_world_size
 from megatron_urpo.policy.spec import choose_spec
 from megatron_urpo.protocols import ChatTokenizer
-from megatron_urpo.reward.verifiable.answers import AnswerPattern, BadPattern
-from megatron_urpo.reward.verifiable.code.pool import probe_isolation
-from megatron_urpo.reward.verifiable.code.sandbox import SandboxUnavailable
-from megatron_urpo.types import Prompt, ReasoningPrompt
+from megatron_urpo.types import Prompt
+from megatron_urpo.verifying import check_verifier
 
 
 @dataclass(frozen=True)
@@ -86,31 +83,6 @@ def _load_prompts(field: str, paths: Sequence[Path]) -> tuple[Prompt, ...]:
         return tuple(load_prompts(paths))
     except DataError as error:
         raise DataError(f"{field}: {error}") from None
-
-
-def check_verifier(verifier: VerifierConfig, prompts: Sequence[Prompt]) -> str | None:
-    """The isolation that programs get here, None where no prompt has tests. Raises ConfigError."""
-    check_pattern(verifier)
-    has_code = any(isinstance(prompt, ReasoningPrompt) and prompt.tests is not None for prompt in prompts)
-    return check_isolation(verifier.code) if has_code else None
-
-
-def check_pattern(verifier: VerifierConfig) -> None:
-    try:
-        AnswerPattern(verifier.answer_pattern)
-    except BadPattern as error:
-        raise ConfigError(f"verifier.answer_pattern: {error}; correct it") from None
-
-
-def check_isolation(code: CodeConfig) -> str:
-    """Tries a sandbox. Raises ConfigError where the host gives less than the config asks for."""
-    try:
-        return probe_isolation(code.isolation)
-    except SandboxUnavailable as error:
-        raise ConfigError(
-            f"verifier.code.isolation: {code.isolation} is not to be had on this host ({error}); allow user namespaces,"
-            " or set it to `processes` where programs may read what this user may read (docs/verifiers.md)"
-        ) from None
 
 
 def check_program(command: Sequence[str]) -> None:

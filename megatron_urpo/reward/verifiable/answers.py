@@ -6,6 +6,7 @@ read by a pattern instead, e.g. `^A: (.*)$`.
 """
 
 import re
+from collections import deque
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -43,10 +44,8 @@ class AnswerPattern:
 
     def last(self, text: str) -> str | None:
         """The answer, stripped; None where nothing or only white space matches. Raises TimeoutError."""
-        found = None
-        for found in self._pattern.finditer(text, timeout=self.SECONDS, concurrent=True):
-            pass
-        answer = None if found is None else found[self._group]
+        matches = deque(self._pattern.finditer(text, timeout=self.SECONDS, concurrent=True), maxlen=1)
+        answer = matches[0][self._group] if matches else None
         return (answer or "").strip() or None
 
 

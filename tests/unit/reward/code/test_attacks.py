@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (programs and hostile texts read better on their own lines)
 """Attacks, each by a real program in a real sandbox, which must then serve the next program as if nothing had been.
 
 The limits are small, so that an attack that worked would be seen and would not hurt: the limit on processes does not bind

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (programs and hostile texts read better on their own lines)
 """The three kinds of tests: right programs, wrong ones, and those that go for the checker instead of the task."""
 
 import asyncio

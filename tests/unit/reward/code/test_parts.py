@@ -1,5 +1,6 @@
 """Finding the program, comparing what it gave, and plain values over a pipe."""
 
+import contextlib
 import math
 import os
 from typing import Any
@@ -148,21 +149,19 @@ class Liar(int):
 def test_a_subclass_arrives_as_its_base() -> None:
     back = loads(dumps([Liar(9)], {}), {})
     assert type(back[0]) is int
-    assert not (Opaque() == Opaque())
+    assert Opaque() != Opaque()
 
 
 @settings(max_examples=300)
 @given(st.binary(max_size=40) | st.text(alphabet='[]",ltsfdboc{}0123456789.eE-', max_size=40).map(str.encode))
 def test_no_bytes_do_more_than_raise_a_value_error(data: bytes) -> None:
-    try:
+    with contextlib.suppress(ValueError):
         loads(data, {"Node": Node})
-    except ValueError:
-        pass
 
 
 def test_nested_bytes_end() -> None:
     for data in (b"[" * 10**6, b'["l",[' * 300 + b"]]" * 300, b'["c",["x","y"]]', b'["d",[[["l",[]],1]]]', b"1" * 5000):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"plain|deeply|limit|unpack|Exceeds|JSON|convert"):
             loads(data, {})
 
 

@@ -97,7 +97,10 @@ def adopt_orphans() -> None:
 
 
 def _unshare_mapped(is_root: bool) -> bool:
-    """New namespaces; True where they have two users. A helper that stays outside writes the map of users, since two of them take its privileges."""
+    """New namespaces; True where they have two users.
+
+    A helper that stays outside writes the map of users, since two of them take its privileges.
+    """
     ready_read, ready_write = os.pipe()
     done_read, done_write = os.pipe()
     target = os.getpid()
