@@ -51,6 +51,7 @@ setup(
         f"math-verify=={PINS['MATH_VERIFY_VERSION']}",
         "nltk>=3.9",
         "rensa>=0.5,<0.6",
+        "regex",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-urpo = megatron_urpo.cli:main"]},

@@ -11,7 +11,7 @@ from megatron_urpo.evaluate import evaluate
 from megatron_urpo.policy.hf.folder import WeightFolder
 from megatron_urpo.policy.hf.table import weight_entries
 from megatron_urpo.preflight import check_inputs
-from megatron_urpo.reward.verifiable.pool import MathVerifier
+from megatron_urpo.reward.verifiable.verifier import RuleVerifier
 
 
 def evaluate_folder(config: Config) -> str:
@@ -23,7 +23,7 @@ def evaluate_folder(config: Config) -> str:
     names = [name for entry in weight_entries(inputs.shape, "torch") for name in entry.hf]
     dtype = DTYPES[config.model.dtype]
     tell = partial(print, file=sys.stderr)
-    verifier = MathVerifier(config.verifier.workers, config.verifier.timeout_seconds, config.verifier.memory_mib)
+    verifier = RuleVerifier(config.verifier)
     opened = open_engine(config, inputs.shape, inputs.tokenizer.stop_token_ids, tell)
     with contextlib.closing(verifier), opened as (engine, receiver):
         receiver.update_weights(((name, weights[name].to(dtype)) for name in names), version=0)

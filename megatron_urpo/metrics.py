@@ -11,6 +11,7 @@ from statistics import fmean, pstdev
 
 from megatron_urpo.config import Config
 from megatron_urpo.reward.self_scored import vote_agreement
+from megatron_urpo.reward.verifiable.outcome import CODE_CAUSES
 from megatron_urpo.types import TASKS, VERDICT_OUTCOMES, Group, Judgement, PreferencePrompt, Task, Verdict
 
 REASONING_OUTCOMES = ("correct", "wrong", "no_answer", "verifier_error")
@@ -133,6 +134,10 @@ def _reasoning(groups: Sequence[Group]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for name in REASONING_OUTCOMES:
         metrics |= _mean(f"reasoning/{name}_fraction", [float(outcome == name) for outcome in outcomes])
+    programs = [pair for group in groups if group.causes for pair in zip(group.outcomes, group.causes, strict=True)]
+    metrics |= _mean("reasoning/code/passed_fraction", [float(outcome == "correct") for outcome, _ in programs])
+    for name in CODE_CAUSES:
+        metrics |= _mean(f"reasoning/code/{name}_fraction", [float(cause == name) for _, cause in programs])
     return metrics
 
 

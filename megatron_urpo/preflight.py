@@ -28,7 +28,7 @@ from megatron_urpo.policy.hf.table import hf_shapes
 from megatron_urpo.policy.parallel import check_world_size, launched_world_size
 from megatron_urpo.policy.spec import choose_spec
 from megatron_urpo.protocols import ChatTokenizer
-from megatron_urpo.types import Prompt
+from megatron_urpo.verifying import check_verifier
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,10 @@ class Inputs:
 
     shape: ModelShape
     tokenizer: ChatTokenizer
-    prompts: Sequence[Prompt]
-    held_out: Sequence[Prompt]
+    prompts: PromptTable
+    held_out: PromptTable
+    code_isolation: str | None = None
+    """What programs run in; None where no prompt asks for one."""
 
     def stream(self, config: Config) -> PromptStream:
         return PromptStream(self.prompts, config.data.curriculum, config.data.prompts_per_step, config.seed)
@@ -52,7 +54,8 @@ def check_inputs(config: Config) -> Inputs:
     _check_run_dir(config.run_dir)
     prompts = _load_prompts("data.train", config.data.train, config, tokenizer)
     held_out = _load_prompts("evaluation.data", config.evaluation.data, config, tokenizer)
-    inputs = Inputs(shape, tokenizer, prompts, held_out)
+    isolation = check_verifier(config.verifier, prompts.has_code or held_out.has_code)
+    inputs = Inputs(shape, tokenizer, prompts, held_out, isolation)
     check_engine(config, shape.vocab_size)
     stream = inputs.stream(config)  # raises where the curriculum asks for a task that the store lacks
     check_program(config.evaluation.scorer)

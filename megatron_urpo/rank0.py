@@ -21,7 +21,7 @@ from megatron_urpo.protocols import WeightReceiver, WeightsLost
 from megatron_urpo.reporting import Progress, RunFolder, WandbLog, before_after_table, write_transcript
 from megatron_urpo.reporting.batches import Origin
 from megatron_urpo.reporting.report import ReportError, write_report
-from megatron_urpo.reward.verifiable.pool import MathVerifier
+from megatron_urpo.reward.verifiable.verifier import RuleVerifier
 from megatron_urpo.rollout.collect import Rollout, collect
 from megatron_urpo.rollout.samples import SampleBatch
 from megatron_urpo.types import GenerationRequest, Prompt, Sample
@@ -42,7 +42,7 @@ class Rank0:
     inputs: Inputs
     engine: EmbeddedEngine | FleetEngine | None = None
     receiver: WeightReceiver | None = None
-    verifier: MathVerifier = field(init=False)
+    verifier: RuleVerifier = field(init=False)
     folder: RunFolder = field(init=False)
     origin: Origin = field(init=False)
     progress: Progress = field(init=False)
@@ -55,7 +55,7 @@ class Rank0:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.origin = Origin(self.config.model_dump(mode="json"), world_size, torch.get_num_threads(), device)
         devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        self.folder.write_environment(world_size, devices)
+        self.folder.write_environment(world_size, devices, self.inputs.code_isolation)
         self.folder.truncate_after(step)
         if step:
             self.progress.say(f"resumed at step {step} from {self.config.run_dir}")
@@ -173,8 +173,7 @@ class Rank0:
                 stop_ids, say = inputs.tokenizer.stop_token_ids, room.progress.say
                 opened = open_engine(config, inputs.shape, stop_ids, say)
                 room.engine, room.receiver = stack.enter_context(opened)
-                verifier = config.verifier
-                room.verifier = MathVerifier(verifier.workers, verifier.timeout_seconds, verifier.memory_mib)
+                room.verifier = RuleVerifier(config.verifier)
                 stack.callback(room.verifier.close)
                 room.wandb = WandbLog(config)
                 stack.callback(room.wandb.close)

@@ -185,6 +185,8 @@ class Group:
     outcomes: tuple[str, ...]
     judgements: tuple[Judgement, ...] = ()
     dropped: str | None = None
+    causes: tuple[str, ...] = ()
+    """Of programs: why each was not right, empty where it was; () for everything else."""
 
 
 @dataclass(frozen=True, slots=True)

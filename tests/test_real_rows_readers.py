@@ -3,7 +3,8 @@
 import asyncio
 
 from megatron_urpo.data.sources.gsm8k import final_answer
-from megatron_urpo.reward.verifiable.pool import MathVerifier, math_reward
+from megatron_urpo.reward.verifiable.outcome import verified
+from megatron_urpo.reward.verifiable.pool import MathVerifier
 from tests.support.real_rows import DATA, Row, load_build, needs_real_rows, read_jsonl
 
 
@@ -18,7 +19,7 @@ def test_published_answers_fed_as_completions_earn_1() -> None:
         solution, answer = row["answer"].split("#### ")
         shown = answer if not offset else str(int(answer.replace(",", "")) + offset)
         outcome = await verifier.verify(f"{solution}\\boxed{{{shown}}}", (final_answer(row["answer"]),))
-        return math_reward(outcome)
+        return verified(outcome).reward
 
     async def rewards(offset: int) -> list[float | None]:
         return await asyncio.gather(*(reward(row, offset) for row in rows))

@@ -6,6 +6,7 @@ from megatron_urpo import __version__
 from megatron_urpo.cli.data import inspect, pack
 from megatron_urpo.cli.looking import defaults, report
 from megatron_urpo.cli.planning import doctor, plan
+from megatron_urpo.cli.scoring import score
 from megatron_urpo.cli.training import evaluate, replay, sft, train
 
 
@@ -25,5 +26,5 @@ def main() -> None:
     """
 
 
-for command in (train, sft, evaluate, replay, report, pack, inspect, plan, doctor, defaults):
+for command in (train, sft, evaluate, replay, report, score, pack, inspect, plan, doctor, defaults):
     main.add_command(command)

@@ -2,9 +2,10 @@
 
 from megatron_urpo.config.checks import ConfigError, check_config
 from megatron_urpo.config.describe import reference
-from megatron_urpo.config.load import load_config, load_section, restore_config
-from megatron_urpo.config.schema import Config, SftConfig
+from megatron_urpo.config.load import load_config, load_section, override_defaults, restore_config
+from megatron_urpo.config.schema import Config, ScoreConfig, SftConfig
 
 __all__ = [
-    "Config", "ConfigError", "SftConfig", "check_config", "load_config", "load_section", "reference", "restore_config",
+    "Config", "ConfigError", "ScoreConfig", "SftConfig", "check_config", "load_config", "load_section",
+    "override_defaults", "reference", "restore_config",
 ]  # fmt: skip

@@ -37,6 +37,14 @@ def load_section(schema: type[S], path: Path, overrides: Sequence[str] = ()) -> 
     return config, resolved_yaml(config, origins)
 
 
+def override_defaults(schema: type[S], overrides: Sequence[str]) -> S:
+    """The defaults of a schema with changes, without a file. Raises ConfigError."""
+    tree: dict[str, Any] = {}
+    for text in overrides:
+        _set(tree, *_parse_override(text), text)
+    return _validated(schema, tree)
+
+
 def restore_config(values: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
     """The config of a training run that was kept as `model_dump(mode="json")`, with changes. Raises ConfigError."""
     tree = copy.deepcopy(values)

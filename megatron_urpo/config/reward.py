@@ -32,7 +32,22 @@ class RefereeConfig(Section):
     overflow: Literal["truncate", "skip"] = "truncate"
 
 
+class CodeConfig(Section):
+    isolation: Literal["namespaces", "processes", "any"] = Field(
+        "namespaces", description="of programs; processes: limits only; any: the strongest that the host gives"
+    )
+    workers: PositiveInt = Field(2, description="programs at a time")
+    reward: Literal["all", "fraction"] = Field("all", description="1 where all tests pass, or the fraction that does")
+    timeout_seconds: Positive = Field(6.0, description="CPU time of a run: one stdin case, or all calls")
+    memory_mib: PositiveInt = Field(512, description="address space of a process")
+    processes: PositiveInt = Field(8, description="of a program, threads included")
+    file_mib: PositiveInt = Field(16, description="a file; all files together: four times that")
+    output_kib: PositiveInt = Field(1024, description="printed or returned, of a run")
+
+
 class VerifierConfig(Section):
-    workers: PositiveInt = Field(2, description="killable child processes")
-    timeout_seconds: Positive = 2.0
-    memory_mib: PositiveInt = 1024
+    answer_pattern: str = Field("", description="regular expression of an answer that is not boxed; the last match")
+    workers: PositiveInt = Field(2, description="killable child processes for mathematics")
+    timeout_seconds: Positive = Field(2.0, description="CPU time of one comparison")
+    memory_mib: PositiveInt = Field(1024, description="address space of a child")
+    code: CodeConfig = CodeConfig()

@@ -102,6 +102,12 @@ class Config(Section):
     logging: LoggingConfig = LoggingConfig()
 
 
+class ScoreConfig(Section):
+    """What `megatron-urpo score` can set: the verifiers of training."""
+
+    verifier: VerifierConfig = VerifierConfig()
+
+
 class SftDataConfig(Section):
     train: Path = Field(description="JSONL of {messages, weight?, prompt_weight?}, read in its own order")
     rows_per_step: PositiveInt = 128

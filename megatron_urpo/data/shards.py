@@ -71,6 +71,11 @@ class PackedRows:
             type=PACKED_SCHEMA.field(name).type,
         )
 
+    def has_code(self) -> bool:
+        """Whether any row has the tests of a program; their kinds alone are read, inputs can be large."""
+        columns = (self._file(i).read(columns=["tests.kind"])["tests"] for i in range(len(self._ends)))
+        return any(column.null_count < len(column) for column in columns)
+
     def row(self, index: int) -> dict[str, Any]:
         shard = int(np.searchsorted(self._ends, index, side="right"))
         inside = index - (self._ends[shard - 1] if shard else 0)

@@ -26,6 +26,9 @@ class Rows(Protocol):
 
     def column(self, name: str) -> Any: ...
 
+    def has_code(self) -> bool:
+        """Whether any row has the tests of a program."""
+
     def row(self, index: int) -> dict[str, Any]: ...
 
     def place(self, index: int) -> str:
@@ -47,6 +50,9 @@ class MemoryRows:
 
     def column(self, name: str) -> Any:
         return self._table[name]
+
+    def has_code(self) -> bool:
+        return bool(self._table["tests"].null_count < len(self))
 
     def row(self, index: int) -> dict[str, Any]:
         (row,) = self._table.slice(index, 1).to_pylist()
@@ -100,6 +106,11 @@ class PromptTable(Sequence[Prompt]):
         return pyarrow.chunked_array(
             [chunk for part in self._parts for chunk in part.column(name).chunks], type=pyarrow.string()
         )
+
+    @property
+    def has_code(self) -> bool:
+        """Whether any prompt has the tests of a program."""
+        return any(part.has_code() for part in self._parts)
 
     def pools(self) -> dict[str, dict[str, NDArray[np.int64]]]:
         """For each task, for each of its sources, the indices of its prompts."""

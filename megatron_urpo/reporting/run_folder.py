@@ -42,9 +42,15 @@ class RunFolder:
         """`resolved` is the text that `load_config` returned."""
         replace_bytes(self.path / "config.yaml", resolved.encode())
 
-    def write_environment(self, world_size: int, devices: Sequence[str] = ()) -> None:
-        """What a reader needs to repeat the run; `devices` names the accelerators, none on a CPU."""
-        text = json.dumps(environment(world_size, devices), indent=2) + "\n"
+    def write_environment(
+        self, world_size: int, devices: Sequence[str] = (), code_isolation: str | None = None
+    ) -> None:
+        """What a reader needs to repeat the run; `devices` names the accelerators, none on a CPU.
+
+        `code_isolation`: what programs of models run in, None where a run has none.
+        """
+        found = environment(world_size, devices) | {"code_isolation": code_isolation}
+        text = json.dumps(found, indent=2) + "\n"
         replace_bytes(self.path / "environment.json", text.encode())
 
     def append_metrics(self, step: int, metrics: Mapping[str, float]) -> None:

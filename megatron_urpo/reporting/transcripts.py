@@ -28,7 +28,8 @@ def write_transcript(
 
 def group_row(index: int, group: Group, cause: str | None, advantages: Sequence[float | None]) -> dict[str, Any]:
     """One group as plain values."""
-    completions = zip(group.completions, group.texts, group.rewards, group.outcomes, advantages, strict=True)
+    causes = [{"cause": cause} for cause in group.causes] or [{}] * len(group.completions)
+    completions = zip(group.completions, group.texts, group.rewards, group.outcomes, causes, advantages, strict=True)
     return {
         "group": index,
         "task": group.prompt.task,
@@ -36,8 +37,8 @@ def group_row(index: int, group: Group, cause: str | None, advantages: Sequence[
         "num_prompt_tokens": len(group.prompt_ids),
         "dropped": cause,
         "completions": [
-            {"text": text, **_tokens(completion), "outcome": outcome, "reward": reward, "advantage": advantage}
-            for completion, text, reward, outcome, advantage in completions
+            {"text": text, **_tokens(completion), "outcome": outcome, **cause, "reward": reward, "advantage": advantage}
+            for completion, text, reward, outcome, cause, advantage in completions
         ],
         "judgements": [_judgement(judgement) for judgement in group.judgements],
     }

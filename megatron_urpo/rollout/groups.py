@@ -2,7 +2,7 @@
 
 from megatron_urpo.reward.preference import preference_reward
 from megatron_urpo.reward.self_scored import self_scored_rewards
-from megatron_urpo.reward.verifiable.pool import MathOutcome, math_reward
+from megatron_urpo.reward.verifiable.outcome import Verified
 from megatron_urpo.rollout.concurrency import run_all
 from megatron_urpo.rollout.player import Play, play
 from megatron_urpo.rollout.referee import SCORING_PROMPT_TOO_LONG, Judging, judge, read, render
@@ -31,18 +31,19 @@ async def reasoning_group(session: Session, prompt: ReasoningPrompt, slot: Slot)
     """Each completion is verified by itself; one that the verifier failed on is masked."""
     played = await play(session, prompt, slot)
 
-    async def verify(text: str) -> MathOutcome:
+    async def verify(text: str) -> Verified:
         with session.clock.measure("verify"):
-            return await session.verifier.verify(text, prompt.answers)
+            return await session.verifier.verify(text, prompt)
 
-    outcomes = await run_all(verify(text) for text in played.texts)
+    results = await run_all(verify(text) for text in played.texts)
     return Group(
         prompt=prompt,
         prompt_ids=played.prompt_ids,
         completions=played.completions,
         texts=played.texts,
-        rewards=tuple(math_reward(outcome) for outcome in outcomes),
-        outcomes=tuple(outcomes),
+        rewards=tuple(result.reward for result in results),
+        outcomes=tuple(result.outcome for result in results),
+        causes=tuple(result.cause for result in results) if prompt.tests is not None else (),
         dropped=played.dropped,
     )
 

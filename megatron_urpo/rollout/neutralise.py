@@ -3,15 +3,25 @@
 A candidate could close its own frame and open another's, write a verdict, or end the user's turn. So every mark that
 means something to the prompt is broken by a space: the template's delimiters around its placeholders (whatever number
 they carry), `\\boxed`, and the tokenizer's special tokens.
+
+A mark can be written so that only a tokenizer sees it: with invisible characters that a normaliser drops, or in
+full-width letters that it folds. Invisible characters go, always; a text whose compatibility form (NFKC) holds a mark
+that it does not hold itself is taken in that form.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable
 
 from megatron_urpo.config.reward import TemplateConfig
 
 _PLACEHOLDER = re.compile(r"\{(?:question|responses|response)\}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Format characters, bidi marks among them. Joiners stay between letters of scripts that need them and inside emoji.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u070f\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff]|(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
+)
 # The first place where a space falls inside a word, never inside a number: "12." becomes "12 .", not "1 2.".
 _INSIDE_WORD = re.compile(r"[^\s\d](?=\S)|\d(?=[^\s\d])")
 _NO_DIGIT = re.compile(r"[^\s\d]")
@@ -24,19 +34,30 @@ class Neutraliser:
     def __init__(self, template: TemplateConfig, special_tokens: Iterable[str]) -> None:
         marks = [re.escape("\\boxed")]
         marks += [_pattern(line) for line in _delimiters(template)]
-        marks += [re.escape(token) for token in special_tokens if token.strip()]
+        tokens = [token for token in special_tokens if token.strip()]
+        marks += [re.escape(form) for token in tokens for form in (token, unicodedata.normalize("NFKC", token))]
         # The longest first, so that a mark is not left standing inside another one.
         self._marks = re.compile("|".join(sorted(set(marks), key=len, reverse=True)), re.IGNORECASE)
 
     def __call__(self, text: str) -> str:
-        """`text` without control characters (tab and line feed stay) and with every mark broken.
+        """`text` without control and format characters (tab and line feed stay) and with every mark broken.
 
         Each round splits a word or drops a character of every mark it finds, so the loop ends.
         """
-        text = _CONTROL.sub("", text)
+        text = _visible(text)
+        folded = _visible(unicodedata.normalize("NFKC", text))
+        if folded != text and self._marks.search(folded):
+            text = folded
         while self._marks.search(text):
             text = self._marks.sub(_break, text)
         return text
+
+
+def _visible(text: str) -> str:
+    """Until nothing goes any more: what stood around a joiner may have gone."""
+    while (shorter := _INVISIBLE.sub("", _CONTROL.sub("", text))) != text:
+        text = shorter
+    return text
 
 
 def _break(match: re.Match[str]) -> str:

@@ -6,11 +6,11 @@ from typing import Literal, Protocol
 
 from megatron_urpo.config import Config
 from megatron_urpo.protocols import ChatTokenizer, Generator
-from megatron_urpo.reward.verifiable.pool import MathOutcome
+from megatron_urpo.reward.verifiable.outcome import Verified
 from megatron_urpo.rollout.clock import Clock
 from megatron_urpo.rollout.scoring_prompt import ScoringPrompts
 from megatron_urpo.rollout.seeds import derive_seed
-from megatron_urpo.types import Completion, GenerationRequest, Prompt
+from megatron_urpo.types import Completion, GenerationRequest, Prompt, ReasoningPrompt
 
 Work = Literal["rollout", "judge", "verify"]
 WORKS: tuple[Work, ...] = ("rollout", "judge", "verify")
@@ -25,9 +25,9 @@ class StalePolicyError(RuntimeError):
 
 
 class Verifier(Protocol):
-    """Compares a completion's final answer with the accepted ones."""
+    """Holds a completion against the truth of its prompt."""
 
-    async def verify(self, text: str, answers: tuple[str, ...]) -> MathOutcome: ...
+    async def verify(self, text: str, truth: ReasoningPrompt, /) -> Verified: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_urpo.config import Config
-from megatron_urpo.reward.verifiable.pool import MathOutcome
-from megatron_urpo.types import Completion, FinishReason, GenerationRequest, Message, VersionSpan
+from megatron_urpo.reward.verifiable.outcome import Outcome, Verified, verified
+from megatron_urpo.types import Completion, FinishReason, GenerationRequest, Message, ReasoningPrompt, VersionSpan
 
 START, STOP, FIRST_CHARACTER = 1, 2, 10
 
@@ -71,12 +71,12 @@ class ScriptedGenerator:
 class ScriptedVerifier:
     """Answers by the completion's text; a text without an entry is `wrong`."""
 
-    def __init__(self, outcomes: dict[str, MathOutcome] | None = None) -> None:
+    def __init__(self, outcomes: dict[str, Outcome] | None = None) -> None:
         self.outcomes = outcomes or {}
 
-    async def verify(self, text: str, answers: tuple[str, ...]) -> MathOutcome:
+    async def verify(self, text: str, truth: ReasoningPrompt) -> Verified:
         await asyncio.sleep(0)
-        return self.outcomes.get(text, "correct" if text in answers else "wrong")
+        return verified(self.outcomes.get(text, "correct" if text in truth.answers else "wrong"))
 
 
 def make_config(**sections: dict[str, Any]) -> Config:

@@ -1,12 +1,16 @@
 r"""Finds the final answer in a completion and settles the plain cases without any symbolic mathematics.
 
 The answer is the content of the last `\boxed{...}`. Most answers are plain numbers or texts that equal the truth to
-the letter; those are decided here, exactly and at once. What is left goes to `pool.py`.
+the letter; those are decided here, exactly and at once. What is left goes to `pool.py`. Texts that box nothing can be
+read by a pattern instead, e.g. `^A: (.*)$`.
 """
 
 import re
+from collections import deque
 from collections.abc import Sequence
 from fractions import Fraction
+
+import regex
 
 _BOX = re.compile(r"\\boxed\s*\{")
 _NUMBER = r"\d+(?:\.\d*)?|\.\d+"
@@ -15,6 +19,34 @@ _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 _UNEVALUATED = re.compile(rf"[+-]?(?:{_NUMBER})(?:\s*(?:[-+*×]|\\cdot|\\times)\s*[+-]?(?:{_NUMBER}))+")
 _FORMULA = re.compile(r"\$+\s*([^$]*[^$\s\\])\s*\$+")
 _MAX_DIGITS = 100  # reading a number takes time quadratic in its digits
+
+
+class BadPattern(ValueError):
+    """A regular expression that cannot be used; the message says why."""
+
+
+class AnswerPattern:
+    """Finds an answer by a regular expression: its last match, of that the group `answer`, else group 1, else all.
+
+    `^` and `$` are the ends of lines. The `regex` package runs it, since that one can be given a time limit: a pattern
+    and a text that do not go together must not stop a run.
+    """
+
+    SECONDS = 1.0
+
+    def __init__(self, pattern: str) -> None:
+        try:
+            self._pattern = regex.compile(pattern, regex.MULTILINE)
+        except regex.error as error:
+            raise BadPattern(f"{pattern!r} is no regular expression: {error}") from None
+        groups = self._pattern.groupindex
+        self._group = groups.get("answer", 1 if self._pattern.groups else 0)
+
+    def last(self, text: str) -> str | None:
+        """The answer, stripped; None where nothing or only white space matches. Raises TimeoutError."""
+        matches = deque(self._pattern.finditer(text, timeout=self.SECONDS, concurrent=True), maxlen=1)
+        answer = matches[0][self._group] if matches else None
+        return (answer or "").strip() or None
 
 
 def last_boxed(text: str) -> str | None:

@@ -10,32 +10,27 @@ import queue
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
 
-from megatron_urpo.reward.verifiable.answers import compare_plain, last_boxed, normalized
+from megatron_urpo.reward.verifiable.answers import AnswerPattern, compare_plain, last_boxed, normalized
 from megatron_urpo.reward.verifiable.child import ChildLost, VerifierChild
-
-MathOutcome = Literal["correct", "wrong", "no_answer", "verifier_error"]
+from megatron_urpo.reward.verifiable.outcome import Outcome
 
 MAX_ANSWER_CHARACTERS = 1000
 # The child limits its CPU time itself; the parent's deadline is for one that sleeps or is starved of CPU.
 _WALL_FACTOR = 5.0
 
 
-def math_reward(outcome: MathOutcome) -> float | None:
-    """1 for a right answer, 0 for a wrong or missing one; None (masked) where the verifier failed."""
-    if outcome == "verifier_error":
-        return None
-    return 1.0 if outcome == "correct" else 0.0
-
-
 class MathVerifier:
     """A pool of at most `workers` children, started one by one as answers need them.
 
     `timeout_seconds` is the CPU time of one comparison, `memory_mib` the address space of one child.
+    `pattern` finds answers that are not boxed.
     """
 
-    def __init__(self, workers: int, timeout_seconds: float, memory_mib: int):
+    def __init__(
+        self, workers: int, timeout_seconds: float, memory_mib: int, pattern: AnswerPattern | None = None
+    ) -> None:
+        self._pattern = pattern
         self._timeout_seconds = timeout_seconds
         self._memory_mib = memory_mib
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="math-verifier")
@@ -45,15 +40,18 @@ class MathVerifier:
         self._lock = threading.Lock()
         self._closed = False
 
-    async def verify(self, text: str, answers: Sequence[str]) -> MathOutcome:
-        """Judges the last boxed answer of a completion against the accepted `answers`.
+    async def verify(self, text: str, answers: Sequence[str]) -> Outcome:
+        """Judges the last answer of a completion, boxed or by the pattern, against the accepted `answers`.
 
-        A boxed text above MAX_ANSWER_CHARACTERS is `wrong`: no accepted answer is that long unless it is the same.
+        An answer above MAX_ANSWER_CHARACTERS is `wrong`: no accepted answer is that long unless it is the same.
 
         Raises:
             RuntimeError: children cannot start at all (math-verify missing, too little memory), or closed.
         """
-        answer = last_boxed(text)
+        try:
+            answer = last_boxed(text) if self._pattern is None else self._pattern.last(text)
+        except TimeoutError:
+            return "verifier_error"
         if answer is None:
             return "no_answer"
         plain = compare_plain(answer, answers)
@@ -83,7 +81,7 @@ class MathVerifier:
         with self._lock:
             return tuple(child.pid for child in self._children)
 
-    def _compare(self, answer: str, accepted: tuple[str, ...]) -> MathOutcome:
+    def _compare(self, answer: str, accepted: tuple[str, ...]) -> Outcome:
         child = self._lease()
         try:
             result = child.compare(answer, accepted, self._timeout_seconds * _WALL_FACTOR)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_urpo.reward.verifiable.pool import MAX_ANSWER_CHARACTERS, MathOutcome, MathVerifier, math_reward
+from megatron_urpo.reward.verifiable.outcome import Outcome, verified
+from megatron_urpo.reward.verifiable.pool import MAX_ANSWER_CHARACTERS, MathVerifier
 
 ROOT = Path(__file__).parents[3]
 DATA = ROOT.parent / "shared" / "data"
@@ -32,7 +33,7 @@ def boxed(answer: str) -> str:
     return f"The answer is \\boxed{{{answer}}}."
 
 
-def verify(verifier: MathVerifier, answer: str, *accepted: str) -> MathOutcome:
+def verify(verifier: MathVerifier, answer: str, *accepted: str) -> Outcome:
     return asyncio.run(verifier.verify(boxed(answer), accepted))
 
 
@@ -68,14 +69,14 @@ def is_gone(pid: int) -> bool:
         (r"\frac{1}{", ["1"], "no_answer"),
     ],
 )
-def test_mathematics(verifier: MathVerifier, answer: str, accepted: list[str], outcome: MathOutcome) -> None:
+def test_mathematics(verifier: MathVerifier, answer: str, accepted: list[str], outcome: Outcome) -> None:
     assert verify(verifier, answer, *accepted) == outcome
 
 
 def test_rewards() -> None:
-    assert math_reward("correct") == 1.0
-    assert math_reward("wrong") == math_reward("no_answer") == 0.0
-    assert math_reward("verifier_error") is None
+    assert verified("correct").reward == 1.0
+    assert verified("wrong").reward == verified("no_answer").reward == 0.0
+    assert verified("verifier_error").reward is None
 
 
 def test_plain_answers_start_no_child() -> None:
@@ -136,7 +137,7 @@ def test_a_child_killed_at_work_is_an_error_and_one_killed_at_rest_is_replaced()
     (second,) = verifier.child_pids
     assert second != first
 
-    async def kill_at_work() -> MathOutcome:
+    async def kill_at_work() -> Outcome:
         task = asyncio.create_task(verifier.verify(boxed(HANGS), ["x + 1"]))
         await asyncio.sleep(0.3)
         os.kill(second, signal.SIGKILL)
@@ -151,7 +152,7 @@ def test_a_child_killed_at_work_is_an_error_and_one_killed_at_rest_is_replaced()
 
 
 def test_300_at_once_with_some_hostile(verifier: MathVerifier) -> None:
-    async def all_at_once() -> list[MathOutcome]:
+    async def all_at_once() -> list[Outcome]:
         asked = []
         for number in range(300):
             answer = HANGS if number in (50, 200) else rf"\frac{{{number}}}{{7}}"
@@ -169,7 +170,7 @@ def test_300_at_once_with_some_hostile(verifier: MathVerifier) -> None:
 def test_deadlines_hold_while_the_event_loop_is_blocked() -> None:
     verifier = MathVerifier(workers=2, timeout_seconds=0.5, memory_mib=512)
 
-    async def block() -> tuple[float, list[MathOutcome]]:
+    async def block() -> tuple[float, list[Outcome]]:
         await verifier.verify(boxed(r"\frac{1}{2}"), ["0.5"])
         pids = set(verifier.child_pids)
         hostile = asyncio.create_task(verifier.verify(boxed(HANGS), ["x + 1"]))
@@ -191,7 +192,7 @@ def test_deadlines_hold_while_the_event_loop_is_blocked() -> None:
 def test_close_kills_children_at_work_and_leaves_no_zombie() -> None:
     verifier = MathVerifier(workers=2, timeout_seconds=60.0, memory_mib=512)
 
-    async def close_at_work() -> MathOutcome:
+    async def close_at_work() -> Outcome:
         task = asyncio.create_task(verifier.verify(boxed(HANGS), ["x + 1"]))
         while not verifier.child_pids:
             await asyncio.sleep(0.02)
@@ -254,11 +255,11 @@ def test_every_gold_answer_of_gsm8k_is_right_and_another_is_wrong(verifier: Math
     golds = [re.split(r"####\s*", json.loads(line)["answer"])[1].strip() for line in lines]
     assert len(golds) >= 200
 
-    async def outcomes() -> list[MathOutcome]:
+    async def outcomes() -> list[Outcome]:
         right = [await verifier.verify(boxed(gold), [gold]) for gold in golds]
         plain = [await verifier.verify(boxed(gold.replace(",", "")), [gold]) for gold in golds]
         wrong = [await verifier.verify(boxed(f"{int(gold.replace(',', '')) + 1}"), [gold]) for gold in golds]
         assert set(wrong) == {"wrong"}
         return right + plain
 
-    assert [math_reward(outcome) for outcome in asyncio.run(outcomes())] == [1.0] * (2 * len(golds))
+    assert [verified(outcome).reward for outcome in asyncio.run(outcomes())] == [1.0] * (2 * len(golds))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_urpo.inference import connect
-from megatron_urpo.reward.verifiable.pool import MathOutcome
+from megatron_urpo.reward.verifiable.outcome import Verified, verified
 from megatron_urpo.rollout import Rollout, build_samples, collect
 from megatron_urpo.types import InstructionPrompt, Message, PreferencePrompt, Prompt, ReasoningPrompt
 from tests.support.models import make_model
@@ -29,9 +29,9 @@ class SlowVerifier:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
 
-    async def verify(self, text: str, answers: tuple[str, ...]) -> MathOutcome:
+    async def verify(self, text: str, truth: ReasoningPrompt) -> Verified:
         await asyncio.sleep(self.rng.random() / 50)
-        return "correct" if len(text) % 2 else "wrong"
+        return verified("correct" if len(text) % 2 else "wrong")
 
 
 def prompts() -> list[Prompt]:

@@ -1,0 +1,224 @@
+"""The fork server of one sandbox: a program is a fork away, not the start of an interpreter.
+
+Run by path, with an empty environment: `server.py LEVEL`. Descriptor 0 is a socket to the trainer. One request a
+message, JSON with three descriptors (the job, the program's input, its output); one answer each. While a program runs,
+the message `kill` or the end of the socket ends it. Whatever a program left running is killed before the answer.
+
+    out  {"ready": level} or {"failed": reason}, once
+    in   {"seconds", "cpu_seconds", "memory_mib", "processes", "file_mib"}
+    out  {"status": exit code, or -signal; "late": killed by the clock, "cpu": seconds}
+
+At the level `namespaces` this is process 1, whose death is the death of everything inside, and which programs can
+neither signal nor trace. At the level `processes` there are only limits: see docs/verifiers.md.
+"""
+
+import array
+import json
+import math
+import os
+import resource
+import select
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from typing import Any, NoReturn
+
+if __name__ == "__main__":
+    # -I leaves this file's place off the path; nothing of the package is needed once these are loaded.
+    sys.path.append(sys.argv[2])
+from megatron_urpo.reward.verifiable.code.inside import isolation, program
+
+_NAMESPACES = "namespaces"
+_OPEN_FILES = 64
+_NOBODY = 65534
+
+
+class Server:
+    def __init__(self, level: str, socket_: socket.socket, own_user: bool) -> None:
+        self._level, self._socket, self._own_user = level, socket_, own_user
+
+    def loop(self) -> None:
+        while True:
+            message, descriptors = _receive(self._socket)
+            if not message:
+                return
+            if message == b"kill":
+                continue  # crossed with the answer
+            folder = "" if self._level == _NAMESPACES else tempfile.mkdtemp(prefix="megatron-urpo-program-")
+            try:
+                answer = self._run(json.loads(message), descriptors, folder)
+            finally:
+                if folder:
+                    shutil.rmtree(folder, ignore_errors=True)
+            self._socket.send(json.dumps(answer).encode())
+
+    def _run(self, limits: dict[str, Any], descriptors: list[int], folder: str) -> dict[str, Any]:
+        deadline = time.monotonic() + limits["seconds"]
+        child = os.fork()
+        if child == 0:
+            self._become_program(limits, descriptors, folder)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        late = not self._wait(child, deadline)
+        os.kill(child, signal.SIGKILL)  # it may have gone, but nobody has taken its status yet
+        _, status, usage = os.wait4(child, 0)
+        self._kill_all()
+        code = os.waitstatus_to_exitcode(status)
+        return {"status": code, "late": late, "cpu": usage.ru_utime + usage.ru_stime}
+
+    def _wait(self, child: int, deadline: float) -> bool:
+        """Until the child ends; False where it did not in time, or was not to."""
+        ended = os.pidfd_open(child)
+        try:
+            poll = select.poll()
+            poll.register(ended, select.POLLIN)
+            poll.register(self._socket, select.POLLIN)
+            ready = {descriptor for descriptor, _ in poll.poll(max(0.0, deadline - time.monotonic()) * 1000)}
+            return ended in ready
+        finally:
+            os.close(ended)
+
+    def _kill_all(self) -> None:
+        """Everything but this process; -1 reaches all of the namespace, also what forks at this moment."""
+        while True:
+            if self._level == _NAMESPACES:
+                _kill(-1)
+            else:
+                for pid in _children():
+                    _kill(pid)
+            try:
+                os.wait()
+            except ChildProcessError:
+                return
+
+    def _become_program(self, limits: dict[str, Any], descriptors: list[int], folder: str) -> NoReturn:
+        code = 1
+        try:
+            os.setsid()
+            job_from, given, taken = (os.dup(descriptor) for descriptor in descriptors)
+            null = os.open("/dev/null", os.O_WRONLY)
+            if self._level == _NAMESPACES:
+                isolation.private_folder(limits["file_mib"] * 4)
+            else:
+                os.chdir(folder)
+            self._limit(limits, folder)
+            with open(job_from, "rb", closefd=False) as file:
+                job = json.load(file)
+            for number, descriptor in enumerate((given, taken, null)):
+                os.dup2(descriptor, number)
+            os.closerange(3, _OPEN_FILES * 4)
+            for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXCPU):
+                signal.signal(number, signal.SIG_DFL)
+            sys.argv, sys.stderr = ["program"], open(2, "w", closefd=False)  # noqa: SIM115
+            for name in [name for name in sys.modules if name.startswith("megatron_urpo")]:
+                del sys.modules[name]
+            program.perform(job)
+            code = 0
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        except BaseException:  # its exit code is all that the outside wants to know
+            code = 1
+        try:
+            sys.stdout.flush()
+        except BaseException:
+            code = 1
+        os._exit(code & 0xFF)
+
+    def _limit(self, limits: dict[str, Any], folder: str) -> None:
+        seconds = math.ceil(limits["cpu_seconds"])
+        processes = limits["processes"]
+        user = None
+        if self._own_user:
+            user = isolation.PROGRAM_ID if self._level == _NAMESPACES else _NOBODY
+            if folder:
+                os.chown(folder, user, user)
+        else:
+            processes += 1  # this server is of the same user
+        if self._level != _NAMESPACES:
+            processes += _processes_of(os.getuid() if user is None else user)
+        isolation.drop_privileges(user)
+        isolation.allow_ptrace()
+        for which, soft, hard in (
+            (resource.RLIMIT_CPU, seconds, seconds + 1),
+            (resource.RLIMIT_AS, limits["memory_mib"] << 20, limits["memory_mib"] << 20),
+            (resource.RLIMIT_FSIZE, limits["file_mib"] << 20, limits["file_mib"] << 20),
+            (resource.RLIMIT_NOFILE, _OPEN_FILES, _OPEN_FILES),
+            (resource.RLIMIT_CORE, 0, 0),
+            (resource.RLIMIT_MEMLOCK, 0, 0),
+            (resource.RLIMIT_MSGQUEUE, 0, 0),
+            (resource.RLIMIT_NPROC, processes, processes),
+        ):
+            highest = resource.getrlimit(which)[1]
+            if highest != resource.RLIM_INFINITY:
+                soft, hard = min(soft, highest), min(hard, highest)
+            resource.setrlimit(which, (soft, hard))
+
+
+def _receive(socket_: socket.socket) -> tuple[bytes, list[int]]:
+    space = socket.CMSG_SPACE(3 * array.array("i").itemsize)
+    message, ancillary, _, _ = socket_.recvmsg(4096, space)
+    descriptors = array.array("i")
+    for _, _, data in ancillary:
+        descriptors.frombytes(data)
+    return message, list(descriptors)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _status_fields(pid: str) -> tuple[int, int] | None:
+    """(parent, user) of a process; None where it has gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            parent = int(file.read().rpartition(b")")[2].split()[1])
+        return parent, os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+
+
+def _children() -> list[int]:
+    own = os.getpid()
+    return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and (_status_fields(pid) or (0, 0))[0] == own]
+
+
+def _processes_of(user: int) -> int:
+    """Processes and threads of a user, which is what the limit on processes counts."""
+    count = 0
+    for pid in os.listdir("/proc"):
+        fields = _status_fields(pid) if pid.isdigit() else None
+        if fields is not None and fields[1] == user:
+            count += len(os.listdir(f"/proc/{pid}/task"))
+    return count
+
+
+def main(level: str) -> None:
+    own = socket.socket(fileno=os.dup(0))
+    null = os.open("/dev/null", os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        if level == _NAMESPACES:
+            own_user = isolation.enter_namespaces()
+        else:
+            isolation.adopt_orphans()
+            isolation.hide_from_ptrace()
+            own_user = os.geteuid() == 0 and isolation.can_become(_NOBODY)
+    except OSError as error:
+        own.send(json.dumps({"failed": str(error)}).encode())
+        return
+    own.send(json.dumps({"ready": level}).encode())
+    sys.path.remove(sys.argv[2])
+    Server(level, own, own_user).loop()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
