@@ -31,6 +31,9 @@ class Rows(Protocol):
     def place(self, index: int) -> str:
         """Where a row stands, for messages."""
 
+    def has_code_tests(self) -> bool:
+        """Whether any row has the tests of a program."""
+
 
 class MemoryRows:
     """Rows as an Arrow table; `file` and `numbers` (line or row of each) say where they came from."""
@@ -54,6 +57,9 @@ class MemoryRows:
 
     def place(self, index: int) -> str:
         return f"{self._file}:{self._numbers[index]}" if self._numbers else f"row {index + 1}"
+
+    def has_code_tests(self) -> bool:
+        return bool(self._table["tests"].null_count < len(self))
 
 
 class PromptTable(Sequence[Prompt]):
@@ -100,6 +106,10 @@ class PromptTable(Sequence[Prompt]):
         return pyarrow.chunked_array(
             [chunk for part in self._parts for chunk in part.column(name).chunks], type=pyarrow.string()
         )
+
+    def has_code_tests(self) -> bool:
+        """Whether any prompt has the tests of a program; no prompt is decoded for it."""
+        return any(part.has_code_tests() for part in self._parts)
 
     def pools(self) -> dict[str, dict[str, NDArray[np.int64]]]:
         """For each task, for each of its sources, the indices of its prompts."""
