@@ -54,7 +54,7 @@ def check_inputs(config: Config) -> Inputs:
     _check_run_dir(config.run_dir)
     prompts = _load_prompts("data.train", config.data.train, config, tokenizer)
     held_out = _load_prompts("evaluation.data", config.evaluation.data, config, tokenizer)
-    isolation = check_verifier(config.verifier, prompts.has_code or held_out.has_code)
+    isolation = check_verifier(config.verifier, prompts.has_code_tests() or held_out.has_code_tests())
     inputs = Inputs(shape, tokenizer, prompts, held_out, isolation)
     check_engine(config, shape.vocab_size)
     stream = inputs.stream(config)  # raises where the curriculum asks for a task that the store lacks

@@ -2,13 +2,13 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 
 from megatron_urpo.data.errors import DataError
@@ -71,11 +71,6 @@ class PackedRows:
             type=PACKED_SCHEMA.field(name).type,
         )
 
-    def has_code(self) -> bool:
-        """Whether any row has the tests of a program; their kinds alone are read, inputs can be large."""
-        columns = (self._file(i).read(columns=["tests.kind"])["tests"] for i in range(len(self._ends)))
-        return any(column.null_count < len(column) for column in columns)
-
     def row(self, index: int) -> dict[str, Any]:
         shard = int(np.searchsorted(self._ends, index, side="right"))
         inside = index - (self._ends[shard - 1] if shard else 0)
@@ -86,11 +81,10 @@ class PackedRows:
     def place(self, index: int) -> str:
         return f"{self._folder}: row {index + 1}"
 
-    def lengths(self) -> Iterator[tuple[str, str, int]]:
-        """(task, source, tokens) of every row."""
-        for i in range(len(self._ends)):
-            table = self._file(i).read(columns=["task", "source", "num_tokens"])
-            yield from zip(*(table[name].to_pylist() for name in ("task", "source", "num_tokens")), strict=True)
+    def has_code_tests(self) -> bool:
+        """By the kinds of tests alone, a small column."""
+        kinds = (self._file(i).read(columns=["tests.kind"])["tests"].combine_chunks() for i in range(len(self._ends)))
+        return any(pyarrow.compute.struct_field(kind, "kind").null_count < len(kind) for kind in kinds)
 
     def _group(self, shard: int, group: int) -> Any:
         key = shard, group

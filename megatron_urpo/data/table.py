@@ -26,13 +26,13 @@ class Rows(Protocol):
 
     def column(self, name: str) -> Any: ...
 
-    def has_code(self) -> bool:
-        """Whether any row has the tests of a program."""
-
     def row(self, index: int) -> dict[str, Any]: ...
 
     def place(self, index: int) -> str:
         """Where a row stands, for messages."""
+
+    def has_code_tests(self) -> bool:
+        """Whether any row has the tests of a program."""
 
 
 class MemoryRows:
@@ -51,15 +51,15 @@ class MemoryRows:
     def column(self, name: str) -> Any:
         return self._table[name]
 
-    def has_code(self) -> bool:
-        return bool(self._table["tests"].null_count < len(self))
-
     def row(self, index: int) -> dict[str, Any]:
         (row,) = self._table.slice(index, 1).to_pylist()
         return dict(row)
 
     def place(self, index: int) -> str:
         return f"{self._file}:{self._numbers[index]}" if self._numbers else f"row {index + 1}"
+
+    def has_code_tests(self) -> bool:
+        return bool(self._table["tests"].null_count < len(self))
 
 
 class PromptTable(Sequence[Prompt]):
@@ -107,10 +107,9 @@ class PromptTable(Sequence[Prompt]):
             [chunk for part in self._parts for chunk in part.column(name).chunks], type=pyarrow.string()
         )
 
-    @property
-    def has_code(self) -> bool:
-        """Whether any prompt has the tests of a program."""
-        return any(part.has_code() for part in self._parts)
+    def has_code_tests(self) -> bool:
+        """Whether any prompt has the tests of a program; no prompt is decoded for it."""
+        return any(part.has_code_tests() for part in self._parts)
 
     def pools(self) -> dict[str, dict[str, NDArray[np.int64]]]:
         """For each task, for each of its sources, the indices of its prompts."""

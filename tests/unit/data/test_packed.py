@@ -40,6 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Prom
 def test_rows_are_read_when_they_are_asked_for(made: tuple[Path, dict[str, Prompt]]) -> None:
     store, prompts = made
     table = load_prompts([store])
+    assert not table.has_code_tests()
     assert len(table) == 390
     assert [table[i].id for i in (0, 200, 389)] == table.column("id").take([0, 200, 389]).to_pylist()
     assert table[-1] == table[389] == prompts[table[389].id]

@@ -62,6 +62,7 @@ def test_a_store_of_every_task(folder: Path) -> None:
         "skywork_or1/a/1", "skywork_or1/a/2", "skywork_or1/a/3", "skywork_or1/a/4", "skywork_or1/a/5",
         "steer/hs/1", "steer/hs/2",
     ]  # fmt: skip
+    assert load_prompts([folder / "store"]).has_code_tests()
     ranking = prompts["steer/hs/1"]
     assert isinstance(ranking, PreferencePrompt)
     assert (ranking.responses, ranking.gold, ranking.source) == (("Pear.", "Carrot."), (2.0, -2.0), "steer")

@@ -68,5 +68,5 @@ def test_programs_are_rewarded_counted_and_written_down(tmp_path: Path) -> None:
 
 
 def test_a_store_without_programs_asks_for_no_sandbox() -> None:
-    assert check_verifier(VerifierConfig(), PromptTable.of(PROMPTS[2:]).has_code) is None
-    assert check_verifier(VerifierConfig(), PromptTable.of(PROMPTS).has_code) == "namespaces"
+    assert check_verifier(VerifierConfig(), PromptTable.of(PROMPTS[2:]).has_code_tests()) is None
+    assert check_verifier(VerifierConfig(), PromptTable.of(PROMPTS).has_code_tests()) == "namespaces"
