@@ -39,6 +39,7 @@ _NOBODY = 65534
 class Server:
     def __init__(self, level: str, socket_: socket.socket, own_user: bool) -> None:
         self._level, self._socket, self._own_user = level, socket_, own_user
+        self._settings = _own_settings()
 
     def loop(self) -> None:
         while True:
@@ -53,6 +54,8 @@ class Server:
             finally:
                 if folder:
                     shutil.rmtree(folder, ignore_errors=True)
+            if _own_settings() != self._settings:
+                return  # a program of the same user changed them, and the next one would suffer for it
             self._socket.send(json.dumps(answer).encode())
 
     def _run(self, limits: dict[str, Any], descriptors: list[int], folder: str) -> dict[str, Any]:
@@ -155,6 +158,12 @@ class Server:
             if highest != resource.RLIM_INFINITY:
                 soft, hard = min(soft, highest), min(hard, highest)
             resource.setrlimit(which, (soft, hard))
+
+
+def _own_settings() -> list[object]:
+    """What another process of the same user can change here."""
+    limits: list[object] = [resource.getrlimit(which) for which in range(16)]
+    return [*limits, os.getpriority(os.PRIO_PROCESS, 0), os.sched_getaffinity(0)]
 
 
 def _receive(socket_: socket.socket) -> tuple[bytes, list[int]]:
