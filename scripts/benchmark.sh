@@ -5,6 +5,7 @@
 #   logprobs   log-probabilities in chunks against whole logits: time and peak memory
 #   sync       weights into a real SGLang server by each transport: export, sending, load, beside a plain copy
 #   collect    makespan of a collection that judges early against one with two barriers, on scripted servers
+#   checkpoint how long a save stops the loop, in the background and waited for, beside a plain write of the same bytes
 #   faults     10,000 requests to scripted servers of which some break off or hang: what is answered, retries, memory
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

@@ -7,6 +7,7 @@ or patched. Where the signal really hit is read from what the run left behind.
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ VALUES = {
     "data.curriculum": "[{until: 2, mix: {preference: 1, reasoning: 1}}, {mix: {preference: 1, instruction: 1}}]",
 }
 PATIENCE_SECONDS = 120
+ATTEMPTS = 6
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,21 @@ def moment_of(seed: int) -> tuple[Moment, int, float]:
 def end_at(miniature: Miniature, run: Path, seed: int, number: signal.Signals) -> tuple[int, str]:
     """Starts a run and sends it `number` at the seed's moment; its exit code, and where it was hit.
 
-    A file that lives for a millisecond can be missed; the moment then is that of the next step.
+    A file that lives for a millisecond can be missed on a busy machine; the moment then is that of the next step, and
+    where all are missed the run is started anew.
     """
-    moment, step, delay = moment_of(seed)
+    for _ in range(ATTEMPTS):
+        code = _end_once(miniature, run, *moment_of(seed), number)
+        if code is not None:
+            return code, hit(run)
+        shutil.rmtree(run)
+    raise AssertionError(f"{moment_of(seed)[0].label} was not seen in {ATTEMPTS} runs")
+
+
+def _end_once(
+    miniature: Miniature, run: Path, moment: Moment, step: int, delay: float, number: signal.Signals
+) -> int | None:
+    """None where the run came to its end before the moment was seen."""
     process = subprocess.Popen(
         arguments(miniature, run), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -77,11 +91,14 @@ def end_at(miniature: Miniature, run: Path, seed: int, number: signal.Signals) -
         names = [str(run / moment.name(k)) for k in range(step, STEPS + 1)]
         give_up = time.monotonic() + PATIENCE_SECONDS
         while not any(map(os.path.exists, names)):
-            assert process.poll() is None, f"the run ended before {moment.label} of step {step} was seen"
+            if process.poll() is not None:
+                assert process.returncode == 0
+                return None
             assert time.monotonic() < give_up
         time.sleep(delay)
-        os.kill(process.pid, number)
-        return process.wait(PATIENCE_SECONDS), hit(run)
+        process.send_signal(number)
+        code = process.wait(PATIENCE_SECONDS)
+        return None if code == 0 else code
     finally:
         process.kill()
         process.wait()
