@@ -30,13 +30,15 @@ STALE_SECONDS = 180.0
 
 
 @contextlib.contextmanager
-def run_lock(run_dir: Path, parallel: Parallel, tell: Callable[[str], None]) -> Iterator[None]:
+def run_lock(
+    run_dir: Path, parallel: Parallel, tell: Callable[[str], None], heartbeat: float = HEARTBEAT_SECONDS
+) -> Iterator[None]:
     """Collective; rank 0 holds the lock. Raises ConfigError where another run that may live has it."""
     held = parallel.from_rank0(lambda: _acquire_then_tell(run_dir, tell))
     stop = threading.Event()
     path = run_dir / NAME
     if parallel.rank == 0:
-        threading.Thread(target=_beat, args=(path, stop), name="run-lock", daemon=True).start()
+        threading.Thread(target=_beat, args=(path, stop, heartbeat), name="run-lock", daemon=True).start()
     try:
         yield
     finally:
@@ -150,7 +152,7 @@ def _pid_namespace() -> str:
         return ""
 
 
-def _beat(path: Path, stop: threading.Event) -> None:
-    while not stop.wait(HEARTBEAT_SECONDS):
+def _beat(path: Path, stop: threading.Event, heartbeat: float) -> None:
+    while not stop.wait(heartbeat):
         with contextlib.suppress(OSError):  # a disk that is away for a moment must not end a run
             os.utime(path)

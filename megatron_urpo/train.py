@@ -32,9 +32,9 @@ def train(config: Config, resolved: str = "") -> int:
     """
     inputs = check_inputs(config)
     with (
+        StopRequest() as stop,
         joined_ranks(config.parallel, config.seed) as parallel,
         run_lock(config.run_dir, parallel, Console().print),
-        StopRequest() as stop,
     ):
         policy = new_policy(config, parallel)
         prompts = inputs.stream(config)

@@ -4,14 +4,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
 
 from megatron_urpo.config import ConfigError
-from megatron_urpo.run_lock import NAME, STALE_SECONDS, acquire
+from megatron_urpo.policy.parallel import Parallel
+from megatron_urpo.run_lock import NAME, STALE_SECONDS, acquire, run_lock
 
 HOLD = """
 import sys
@@ -87,6 +90,20 @@ def test_a_requeued_job_takes_over_its_own_earlier_start(tmp_path: Path, monkeyp
         acquire(tmp_path)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert "an earlier start of this job" in str(acquire(tmp_path)[1])
+
+
+def test_it_gives_signs_of_life_and_is_gone_at_the_end(tmp_path: Path) -> None:
+    parallel = cast(Parallel, SimpleNamespace(rank=0, from_rank0=lambda function: function()))
+    said: list[str] = []
+    path = other_lock(tmp_path, age=STALE_SECONDS + 20)
+    with run_lock(tmp_path, parallel, said.append, heartbeat=0.01):
+        assert len(said) == 1
+        os.utime(path, (1, 1))
+        deadline = time.monotonic() + 60
+        while path.stat().st_mtime == 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert not path.exists()
 
 
 def test_a_lock_that_is_none_is_not_removed(tmp_path: Path) -> None:
