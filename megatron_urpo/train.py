@@ -5,7 +5,7 @@
 A rollout at step n is written by policy version n, or one older with `rollout.overlap`; the update makes version n + 1.
 """
 
-from rich.console import Console
+import click
 
 from megatron_urpo.checkpoints import Ahead, RunState, load_checkpoint, newest_checkpoint
 from megatron_urpo.collecting import InStep, OneAhead
@@ -34,7 +34,7 @@ def train(config: Config, resolved: str = "") -> int:
     with (
         StopRequest() as stop,
         joined_ranks(config.parallel, config.seed) as parallel,
-        run_lock(config.run_dir, parallel, Console().print),
+        run_lock(config.run_dir, parallel, click.echo),
     ):
         policy = new_policy(config, parallel)
         prompts = inputs.stream(config)

@@ -64,6 +64,7 @@ def load_policy(policy: Policy, folder: Path) -> None:
     for group, own in zip(policy.optimizer.param_groups, settings, strict=True):
         group.update(own)
     _give_each_its_step(policy.optimizer)
+    policy.scheduler.num_steps = 0  # what is loaded is added to it
     policy.scheduler.load_state_dict(state["scheduler"])
 
 

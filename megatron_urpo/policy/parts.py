@@ -25,8 +25,8 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
-from torch.distributed.checkpoint.filesystem import DEFAULT_SUFFIX, SerializationFormat, _write_item
-from torch.distributed.checkpoint.planner import SavePlan
+from torch.distributed.checkpoint.filesystem import DEFAULT_SUFFIX, _StorageInfo
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_urpo.policy.durable import FileFacts, HashedFile
@@ -81,8 +81,7 @@ class PartWriter(FileSystemWriterAsync):  # type: ignore[misc]
         file = HashedFile(self._folder / self._name)
         try:
             for item, data in self._items:
-                result = _write_item(self.transforms, file, data, item, self._name, SerializationFormat.TORCH_SAVE)
-                self._results.append(result)
+                self._results.append(self._write_item(file, item, data))
             facts = file.finish()
         except Exception:
             if file.error is not None:
@@ -92,6 +91,15 @@ class PartWriter(FileSystemWriterAsync):  # type: ignore[misc]
             file.close()
             self._items = []
         return {self._name: facts}
+
+    def _write_item(self, file: HashedFile, item: WriteItem, data: Any) -> WriteResult:
+        offset = file.tell()
+        if item.type == WriteItemType.BYTE_IO:
+            file.write(data.getbuffer())
+        else:
+            torch.save(data, file)  # type: ignore[arg-type]
+        length = file.tell() - offset
+        return WriteResult(item.index, length, _StorageInfo(self._name, offset, length))
 
     def retrieve_write_results(self) -> list[WriteResult]:
         return self._results

@@ -1,6 +1,6 @@
 """Saving a checkpoint: how long the loop stands still, written in the background and waited for, beside a plain write.
 
-A random model on one rank, weights and optimizer state in float32 (12 bytes a parameter). In each round the three take
+A random model on one rank, weights and optimizer state in float32, 16 bytes a parameter. In each round the three take
 turns in this process:
 
     plain       the same number of bytes, write and fsync

@@ -21,6 +21,7 @@ from megatron_urpo.config.model import ModelConfig, OptimizerConfig, ParallelCon
 from megatron_urpo.config.schema import CheckpointConfig
 from megatron_urpo.health import Health
 from megatron_urpo.manifest import check_contents, kept_checkpoints, read_manifest
+from megatron_urpo.policy.checkpoint import copy_policy, load_policy
 from megatron_urpo.policy.packing import TokenSequence
 from megatron_urpo.policy.parallel import Parallel, joined_ranks
 from megatron_urpo.policy.policy import Policy, build_policy
@@ -91,6 +92,22 @@ def test_what_is_saved_is_the_state_of_the_call_whatever_is_trained_meanwhile(
     assert torch.equal(torch.rand(3), drawn[0])
     with get_cuda_rng_tracker().fork("model-parallel-rng"):
         assert torch.equal(torch.rand(3), drawn[1])
+
+
+def test_what_is_written_is_a_copy(policy: Policy, tmp_path: Path) -> None:
+    """The thread may come to write long after the loop has trained on."""
+    train_a_step(policy)
+    before = weights(policy)
+    parts = copy_policy(policy, tmp_path)
+    train_a_step(policy)
+    parts.write()
+    parts.finish()
+    further = weights(policy)
+    load_policy(policy, tmp_path)
+    after = weights(policy)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    train_a_step(policy)  # and so are both moments of AdamW and its count of steps
+    assert all(torch.equal(tensor, further[name]) for name, tensor in weights(policy).items())
 
 
 def test_it_is_committed_by_the_loop_once_all_is_written(policy: Policy, model: ModelConfig, tmp_path: Path) -> None:
