@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core import dist_checkpointing
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
 from megatron_urpo.checkpoints import RunState, load_checkpoint, newest_checkpoint
@@ -103,6 +104,9 @@ def test_what_is_written_is_a_copy(policy: Policy, tmp_path: Path) -> None:
     parts.write()
     parts.finish()
     further = weights(policy)
+    # The optimizer's own copy is what a load goes on with; the model's weights are what converters read.
+    kept = dist_checkpointing.load_plain_tensors(str(tmp_path))
+    assert torch.equal(kept["decoder.final_layernorm.weight"], before["model.norm.weight"])
     load_policy(policy, tmp_path)
     after = weights(policy)
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
