@@ -48,11 +48,17 @@ def run_lock(
 
 
 def acquire(run_dir: Path) -> tuple[dict[str, Any], str | None]:
-    """The lock that is now this process's, and why an older one was taken over, if there was one."""
-    run_dir.mkdir(parents=True, exist_ok=True)
+    """The lock that is now this process's, and why an older one was taken over, if one was. Raises ConfigError."""
     path, mine = run_dir / NAME, _own()
     beside = run_dir / f"{NAME}.{socket.gethostname()}.{os.getpid()}"
-    beside.write_text(json.dumps(mine) + "\n")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(mine) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"run_dir: {run_dir} cannot be written to ({error}); give a folder that this user may write to, on a disk"
+            " with room"
+        ) from None
     taken_over = None
     try:
         while True:

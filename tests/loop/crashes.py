@@ -43,7 +43,8 @@ class Moment:
 UNFINISHED = "checkpoints/step_{:06d}.unfinished"
 MOMENTS = (
     Moment("start", lambda k: "run.lock", 1.0),
-    Moment("rollout", lambda k: f"transcripts/step_{k:06d}.jsonl", 0.2),
+    # A save is written while the next step is collected.
+    Moment("rollout", lambda k: f"{UNFINISHED.format(k)}/policy/__0_0.distcp", 0.3),
     Moment("update", lambda k: f"batches/step_{k:06d}.npz", 0.2),
     Moment("record", lambda k: f"transcripts/step_{k:06d}.jsonl", 0.002),
     Moment("save: copy", UNFINISHED.format, 0.002),

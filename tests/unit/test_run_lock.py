@@ -111,3 +111,10 @@ def test_a_lock_that_is_none_is_not_removed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read; if no run uses the folder, remove it"):
         acquire(tmp_path)
     assert (tmp_path / NAME).exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_named() -> None:
+    with pytest.raises(
+        ConfigError, match=r"run_dir: /proc/self/run cannot be written to .*give a folder that this user"
+    ):
+        acquire(Path("/proc/self/run"))
