@@ -27,7 +27,7 @@ VALUES = {
     "checkpoint.every": 1,
     "data.curriculum": "[{until: 2, mix: {preference: 1, reasoning: 1}}, {mix: {preference: 1, instruction: 1}}]",
 }
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 600
 ATTEMPTS = 6
 
 
