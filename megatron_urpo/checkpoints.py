@@ -1,11 +1,6 @@
-"""Checkpoints of a run: `checkpoints/step_000050/` with the policy's files and `state.json`.
+"""What a run needs beside the policy to go on as if it had never stopped, and how it is loaded."""
 
-A checkpoint is written beside its place and renamed when it is whole: a folder named `step_*` is always complete.
-"""
-
-import dataclasses
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,96 +9,101 @@ from pydantic import TypeAdapter
 
 from megatron_urpo.config import Config, ConfigError
 from megatron_urpo.health import Health
-from megatron_urpo.policy.checkpoint import load_policy, save_policy
+from megatron_urpo.manifest import (
+    Damaged,
+    Layout,
+    check_contents,
+    check_fits,
+    check_sizes,
+    kept_checkpoints,
+    layout_of,
+    read_manifest,
+    refused,
+)
+from megatron_urpo.policy.checkpoint import load_policy
+from megatron_urpo.policy.hf.shape import ModelShape
+from megatron_urpo.policy.parallel import launched_world_size
 from megatron_urpo.policy.policy import Policy
-from megatron_urpo.reporting.batches import Batches
+from megatron_urpo.policy.random_state import load_random_state
+from megatron_urpo.policy.spec import choose_spec
+from megatron_urpo.rollout.collect import Rollout
+from megatron_urpo.rollout.saved import rollout_from_json
 
-FORMAT = 1
+
+@dataclass(frozen=True)
+class Ahead:
+    """A batch that was collected and not yet trained on; `stream`: the prompt stream's state after it was drawn."""
+
+    stream: dict[str, Any]
+    rollout: Rollout
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run needs beside the policy to go on as if it had never stopped."""
+    """`stream`: the prompt stream's state after the last step that was trained on."""
 
     step: int
     health: Health
     stream: dict[str, Any]
-    shape: dict[str, Any]
-    format: int = FORMAT
-
-
-def kept_checkpoints(run_dir: Path) -> dict[int, Path]:
-    """The folders of a run's complete checkpoints by their step, oldest first."""
-    folders = sorted((run_dir / "checkpoints").glob("step_*[0-9]"))
-    return {int(folder.name.removeprefix("step_")): folder for folder in folders}
+    ahead: Ahead | None = None
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The folder of the newest complete checkpoint of a run."""
+    """The folder of the newest committed checkpoint of a run."""
     return next(reversed(kept_checkpoints(run_dir).values()), None)
 
 
-def read_state(folder: Path) -> RunState:
-    """Raises ConfigError where `state.json` is missing, damaged or of another format."""
-    path = folder / "state.json"
-    try:
-        text = path.read_text()
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise ValueError(f"it holds {type(values).__name__}, not an object")
-        if values.get("format") != FORMAT:
-            raise ConfigError(
-                f"run_dir: {path} has format {values.get('format')!r}, this version reads {FORMAT}; go on with the"
-                " version that wrote it"
-            )
-        return TypeAdapter(RunState).validate_json(text, strict=True)
-    except (OSError, ValueError, TypeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(
-            f"run_dir: {path} cannot be read ({' '.join(str(error).split())}); remove {folder} to go on from the"
-            " checkpoint before it"
-        ) from None
+def expected_layout(config: Config) -> Layout:
+    """That of the launched ranks."""
+    data = launched_world_size() // (config.parallel.tensor * config.parallel.pipeline)
+    return layout_of(config, data, choose_spec(config.model.spec))
 
 
-def save_checkpoint(config: Config, policy: Policy, state: RunState) -> None:
-    """Collective. Older checkpoints than the newest `keep_last` are removed, once the new one is in place.
+def check_checkpoint(folder: Path, shape: ModelShape, layout: Layout) -> RunState:
+    """The state in a checkpoint that a run of this model can go on from, by everything but its checksums.
 
-    So are the batches that only they lead to.
+    Raises ConfigError where it is incomplete, truncated, of another model or format.
     """
-    root, keep_last = config.run_dir / "checkpoints", config.checkpoint.keep_last
-    target, beside = root / f"step_{state.step:06d}", root / f"step_{state.step:06d}.unfinished"
+    try:
+        manifest = read_manifest(folder)
+        check_sizes(folder, manifest)
+        state = _read_state(folder / "state.json")
+    except Damaged as damage:
+        raise refused(folder, damage) from None
+    check_fits(folder, manifest, shape, layout)
+    return state
+
+
+def load_checkpoint(folder: Path, policy: Policy) -> RunState:
+    """Collective. Loads what is in `folder` into `policy` after its checksums; each rank reads its share of the files.
+
+    Raises ConfigError on every rank where a file is not what was written.
+    """
     parallel = policy.parallel
-    parallel.from_rank0(_make_empty, beside)
-    save_policy(policy, beside / "policy")
-    parallel.from_rank0(_commit, beside, target, state, keep_last)
-
-
-def load_checkpoint(run_dir: Path, policy: Policy) -> RunState | None:
-    """Collective. Loads the newest checkpoint into `policy`; None where there is none."""
-    folder = policy.parallel.from_rank0(newest_checkpoint, run_dir)
-    if folder is None:
-        return None
+    fault = None
+    try:
+        manifest = read_manifest(folder)
+        state = _read_state(folder / "state.json", groups=folder / "groups.json")
+        check_contents(folder, manifest, sorted(manifest.files)[parallel.rank :: parallel.world_size])
+    except Damaged as damage:
+        fault = str(damage)
+    if faults := [text for text in parallel.gather(fault) if text is not None]:
+        raise ConfigError(parallel.from_rank0(lambda: str(refused(folder, faults[0]))))
     load_policy(policy, folder / "policy")
-    return read_state(folder)
+    if manifest.layout.ranks == (parallel.tensor, parallel.pipeline, parallel.data):
+        load_random_state(folder / "random" / f"rank_{parallel.rank:05d}.safetensors")
+    return state
 
 
-def run_state(policy: Policy, step: int, health: Health, stream: dict[str, Any]) -> RunState:
-    return RunState(step, health, stream, dataclasses.asdict(policy.part.shape))
-
-
-def _make_empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "policy").mkdir(parents=True)
-
-
-def _commit(beside: Path, target: Path, state: RunState, keep_last: int) -> None:
-    (beside / "state.json").write_text(json.dumps(dataclasses.asdict(state), indent=2) + "\n")
-    shutil.rmtree(target, ignore_errors=True)
-    beside.rename(target)
-    run_dir = target.parent.parent
-    steps = list(kept_checkpoints(run_dir))
-    for old in steps[:-keep_last]:
-        shutil.rmtree(target.with_name(f"step_{old:06d}"))
-    if len(steps) > keep_last:
-        Batches(run_dir).forget_up_to(steps[-keep_last])
+def _read_state(path: Path, groups: Path | None = None) -> RunState:
+    """Without the groups of a batch ahead where `groups` is None. Raises Damaged."""
+    try:
+        values = json.loads(path.read_bytes())
+        health = TypeAdapter(Health).validate_python(values["health"])
+        ahead = None
+        if groups is not None and groups.exists():
+            row = json.loads(groups.read_bytes())
+            ahead = Ahead(row["stream"], rollout_from_json(row["rollout"]))
+        return RunState(int(values["step"]), health, dict(values["stream"]), ahead)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise Damaged(f"has a {path.name} that cannot be read ({' '.join(str(error).split())[:200]})") from None

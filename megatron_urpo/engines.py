@@ -25,13 +25,17 @@ MIB = 2**20
 
 @contextlib.contextmanager
 def open_engine(
-    config: Config, shape: ModelShape, stop_token_ids: Sequence[int], tell: Callable[[str], None]
+    config: Config,
+    shape: ModelShape,
+    stop_token_ids: Sequence[int],
+    tell: Callable[[str], None],
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[EmbeddedEngine | FleetEngine, WeightReceiver]]:
     """Both for rank 0, closed on every way out; the engine has no weights yet. Raises ConfigError and EngineError.
 
-    `tell` gets a line for everything that happens to a server.
+    `tell` gets a line for everything that happens to a server; `stopping` is for an engine in this process.
     """
-    with contextlib.closing(connect(config, stop_token_ids, shape.vocab_size, tell)) as engine:
+    with contextlib.closing(connect(config, stop_token_ids, shape.vocab_size, tell, stopping)) as engine:
         if isinstance(engine, EmbeddedEngine):
             yield engine, engine
             return

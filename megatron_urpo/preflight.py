@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_urpo.checkpoints import RunState, newest_checkpoint, read_state
+from megatron_urpo.checkpoints import check_checkpoint, expected_layout, newest_checkpoint
 from megatron_urpo.config import Config, ConfigError
 from megatron_urpo.config.model import Fp8Config, ModelConfig, ParallelConfig
 from megatron_urpo.data.chat import HuggingFaceTokenizer, load_tokenizer
@@ -117,22 +117,12 @@ def _check_run_dir(run_dir: Path) -> None:
 
 
 def _check_resume(config: Config, shape: ModelShape, stream: PromptStream) -> None:
-    folder = newest_checkpoint(config.run_dir) if config.checkpoint.resume else None
-    if folder is not None:
-        stream.load_state(check_checkpoint(folder, shape).stream)
-
-
-def check_checkpoint(folder: Path, shape: ModelShape) -> RunState:
-    """The state in a checkpoint of a model of this shape. Raises ConfigError where it is of another or damaged."""
-    state = read_state(folder)
-    differences = [
-        f"{name} {state.shape.get(name)!r} there, {value!r} in model.path"
-        for name, value in vars(shape).items()
-        if name not in ("rope_scaling", "initializer_range") and state.shape.get(name) != value
-    ]
-    if differences:
+    folder = newest_checkpoint(config.run_dir)
+    if folder is None:
+        return
+    if not config.checkpoint.resume:
         raise ConfigError(
-            f"run_dir: {folder} is a checkpoint of another model ({'; '.join(differences)}); give the model it was"
-            " trained from, or another run_dir"
+            f"checkpoint.resume: false, and {config.run_dir} holds checkpoints up to {folder.name}, which a new run"
+            " would mix up with its own; give another run_dir, or remove them"
         )
-    return state
+    stream.load_state(check_checkpoint(folder, shape, expected_layout(config)).stream)

@@ -22,6 +22,10 @@ class GenerationFailed(RuntimeError):
     """One request got no answer, after every retry that is safe. The engine serves others."""
 
 
+class Abandoned(RuntimeError):
+    """The run was told to stop while completions were written; what there is of them is not used."""
+
+
 class WeightsLost(RuntimeError):
     """No server of the engine has the policy's weights any more, and at least one waits for them."""
 
@@ -48,6 +52,10 @@ class ServerRefused(RuntimeError):
 
 class RankZeroError(RuntimeError):
     """Rank 0 failed in a call whose result the other ranks were waiting for."""
+
+
+class SaveFailed(RuntimeError):
+    """A checkpoint could not be written; those before it are as they were."""
 
 
 class Generator(Protocol):

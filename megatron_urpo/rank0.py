@@ -2,8 +2,9 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 import torch
 from rich.console import Console
@@ -17,7 +18,7 @@ from megatron_urpo.metrics import rollout_metrics
 from megatron_urpo.parity import check_mismatch
 from megatron_urpo.policy.parallel import Parallel
 from megatron_urpo.preflight import Inputs
-from megatron_urpo.protocols import WeightReceiver, WeightsLost
+from megatron_urpo.protocols import Abandoned, WeightReceiver, WeightsLost
 from megatron_urpo.reporting import Progress, RunFolder, WandbLog, before_after_table, write_transcript
 from megatron_urpo.reporting.batches import Origin
 from megatron_urpo.reporting.report import ReportError, write_report
@@ -27,6 +28,13 @@ from megatron_urpo.rollout.samples import SampleBatch
 from megatron_urpo.types import GenerationRequest, Prompt, Sample
 
 PROBE_TOKENS = 32
+
+
+class NoRollout(Enum):
+    """Why there are no groups: the engine lost its weights and needs them again, or the run was told to stop."""
+
+    WEIGHTS_LOST = 1
+    ABANDONED = 2
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -42,21 +50,24 @@ class Rank0:
     inputs: Inputs
     engine: EmbeddedEngine | FleetEngine | None = None
     receiver: WeightReceiver | None = None
+    stop: Callable[[], bool] = lambda: False
     verifier: RuleVerifier = field(init=False)
     folder: RunFolder = field(init=False)
     origin: Origin = field(init=False)
     progress: Progress = field(init=False)
     wandb: WandbLog = field(init=False)
     step_start: float = field(init=False)
+    is_collecting: bool = False
 
     def begin(self, step: int, resolved: str, world_size: int) -> None:
-        """Opens the run folder and forgets what was written there after `step`."""
+        """Opens the run folder and forgets what was written there after `step`; all of it where that is 0."""
+        self.step_start = time.perf_counter()
         self.folder.write_config(resolved)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.origin = Origin(self.config.model_dump(mode="json"), world_size, torch.get_num_threads(), device)
         devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         self.folder.write_environment(world_size, devices, self.inputs.code_isolation)
-        self.folder.truncate_after(step)
+        self.folder.truncate_after(step or -1)
         if step:
             self.progress.say(f"resumed at step {step} from {self.config.run_dir}")
         else:
@@ -65,28 +76,44 @@ class Rank0:
 
     def collect(
         self, prompts: Sequence[Prompt], step: int, earlier: Sequence[Prompt] = (), version: int | None = None
-    ) -> Rollout | None:
+    ) -> Rollout | NoRollout:
         """The groups of `step` by policy `version`, that of the step unless it is given.
 
         `earlier`: prompts of the same step that were collected before these.
-
-        None where the engine has lost the weights: they have to be pushed before it is tried again.
         """
         assert self.engine is not None
         if not earlier:
             self.step_start = time.perf_counter()
         self.progress.phase("rollout")
+        self.is_collecting = True
         try:
             rollout = collect(
-                prompts, self.engine, self.inputs.tokenizer, self.verifier, self.config, step, earlier, version
+                prompts,
+                self.engine,
+                self.inputs.tokenizer,
+                self.verifier,
+                self.config,
+                step,
+                earlier,
+                version,
+                self.stop,
             )
         except WeightsLost as error:
             self.progress.say(f"{error}; step {step + 1} is collected again")
-            return None
+            return NoRollout.WEIGHTS_LOST
+        except Abandoned:
+            self.progress.say(f"told to stop: step {step + 1} is not taken")
+            return NoRollout.ABANDONED
+        finally:
+            self.is_collecting = False
         for reason in rollout.failures:
             self.progress.say(f"a prompt was given up: {reason}")
         self.progress.phase("update")
         return rollout
+
+    def abandons(self) -> bool:
+        """Whether what the engine writes is to be given up: in a rollout, but an evaluation belongs to a step."""
+        return self.is_collecting and self.stop()
 
     def probe(self) -> dict[str, Sample]:
         """A short answer of each server, sampled as in training; none where the engine is in this process."""
@@ -163,15 +190,17 @@ class Rank0:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, config: Config, inputs: Inputs, parallel: Parallel, start: int) -> Iterator["Rank0"]:
-        """On rank 0 opens everything and closes it on every way out."""
-        room = cls(config, inputs)
+    def open(
+        cls, config: Config, inputs: Inputs, parallel: Parallel, start: int, stop: Callable[[], bool]
+    ) -> Iterator["Rank0"]:
+        """On rank 0 opens everything and closes it on every way out. `stop`: whether the run was told to."""
+        room = cls(config, inputs, stop=stop)
         with contextlib.ExitStack() as stack:
             if parallel.rank == 0:
                 room.folder = RunFolder(config.run_dir)
                 room.progress = stack.enter_context(Progress(config.num_steps, start))
                 stop_ids, say = inputs.tokenizer.stop_token_ids, room.progress.say
-                opened = open_engine(config, inputs.shape, stop_ids, say)
+                opened = open_engine(config, inputs.shape, stop_ids, say, room.abandons)
                 room.engine, room.receiver = stack.enter_context(opened)
                 room.verifier = RuleVerifier(config.verifier)
                 stack.callback(room.verifier.close)

@@ -14,15 +14,15 @@ from typing import Any
 import click
 import torch
 
-from megatron_urpo.checkpoints import kept_checkpoints
+from megatron_urpo.checkpoints import check_checkpoint, expected_layout, load_checkpoint
 from megatron_urpo.config import Config, ConfigError, restore_config
 from megatron_urpo.lengths import check_lengths
-from megatron_urpo.policy.checkpoint import load_policy
+from megatron_urpo.manifest import kept_checkpoints
 from megatron_urpo.policy.not_finite import not_finite_samples
 from megatron_urpo.policy.parallel import Parallel, joined_ranks, launched_world_size
 from megatron_urpo.policy.policy import Policy
 from megatron_urpo.policy.update import update
-from megatron_urpo.preflight import check_checkpoint, check_model
+from megatron_urpo.preflight import check_model
 from megatron_urpo.reporting.batches import Batches, Origin
 from megatron_urpo.reporting.comparison import listing, pairs, table, verdict
 from megatron_urpo.reporting.report.read import read_metrics
@@ -62,8 +62,7 @@ def replay(run: Path, step: int, overrides: Sequence[str] = ()) -> bool:
     shape, _ = check_model(config.model, config.parallel, config.fp8)
     check_lengths(config, shape)
     if route.checkpoint is not None:
-        check_checkpoint(route.checkpoint, shape)
-        _check_optimizer(origin, config, route.checkpoint)
+        check_checkpoint(route.checkpoint, shape, expected_layout(config))
     tolerance = judged_by(origin, config)
     if tolerance == 0:
         torch.set_num_threads(origin.num_threads)
@@ -118,20 +117,10 @@ def judged_by(origin: Origin, config: Config) -> float:
     return max(TOLERANCE[before.model.dtype], TOLERANCE[config.model.dtype])
 
 
-def _check_optimizer(origin: Origin, config: Config, checkpoint: Path) -> None:
-    """megatron-core stores the two kinds of optimizer differently; every other layout loads any checkpoint."""
-    saved = origin.config["parallel"]["distributed_optimizer"]
-    if config.parallel.distributed_optimizer != saved:
-        raise ConfigError(
-            f"parallel.distributed_optimizer: {str(not saved).lower()}, and {checkpoint} was saved with"
-            f" {str(saved).lower()}, which only that can load; leave it, or replay a step from the model folder"
-        )
-
-
 def _policy(config: Config, parallel: Parallel, route: Route) -> Policy:
     policy = new_policy(config, parallel)
     if route.checkpoint is not None:
-        load_policy(policy, route.checkpoint / "policy")
+        load_checkpoint(route.checkpoint, policy)
     return policy
 
 

@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C ask a run to save and stop at the end of its step; a second Ctrl-C stops it at once."""
+"""SIGTERM, SIGUSR1 and Ctrl-C ask a run to save and stop; a second Ctrl-C stops it at once.
+
+A rollout under way is given up, an update is finished: what is saved is the state after the last whole step.
+"""
 
 import signal
 from types import FrameType, TracebackType
@@ -16,7 +19,7 @@ class StopRequest:
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -25,6 +28,10 @@ class StopRequest:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def __call__(self) -> bool:
+        """Whether this process was asked to."""
+        return self.received is not None
 
     @property
     def exit_code(self) -> int:

@@ -5,7 +5,9 @@
 A rollout at step n is written by policy version n, or one older with `rollout.overlap`; the update makes version n + 1.
 """
 
-from megatron_urpo.checkpoints import load_checkpoint, run_state, save_checkpoint
+import click
+
+from megatron_urpo.checkpoints import Ahead, RunState, load_checkpoint, newest_checkpoint
 from megatron_urpo.collecting import InStep, OneAhead
 from megatron_urpo.config import Config
 from megatron_urpo.data.stream import PromptStream
@@ -16,6 +18,8 @@ from megatron_urpo.policy.update import update
 from megatron_urpo.preflight import check_inputs
 from megatron_urpo.rank0 import Rank0, due
 from megatron_urpo.rollout.samples import build_samples
+from megatron_urpo.run_lock import run_lock
+from megatron_urpo.saving import Saver
 from megatron_urpo.signals import StopRequest
 from megatron_urpo.weights import send_weights
 
@@ -27,17 +31,26 @@ def train(config: Config, resolved: str = "") -> int:
     cannot work, TrainingStopped when step after step teaches nothing.
     """
     inputs = check_inputs(config)
-    with joined_ranks(config.parallel, config.seed) as parallel, StopRequest() as stop:
+    with (
+        StopRequest() as stop,
+        joined_ranks(config.parallel, config.seed) as parallel,
+        run_lock(config.run_dir, parallel, click.echo),
+    ):
         policy = new_policy(config, parallel)
         prompts = inputs.stream(config)
-        step, health = resume(config, policy, prompts)
-        with Rank0.open(config, inputs, parallel, step) as rank0:
+        step, health, ahead = resume(config, policy, prompts)
+        with Rank0.open(config, inputs, parallel, step, stop) as rank0, Saver(config, policy, step) as saver:
             send_weights(policy, rank0, version=step)
             parallel.from_rank0(rank0.begin, step, resolved, parallel.world_size)
-            batches = (OneAhead if config.rollout.overlap else InStep)(rank0, policy, prompts)
+            overlap = config.rollout.overlap
+            batches = OneAhead(rank0, policy, prompts, ahead) if overlap else InStep(rank0, policy, prompts)
             stopped = False
             while step < config.num_steps and not stopped:
                 rollout = batches.take(step)
+                if rollout is None:  # told to stop: the step is not taken
+                    stopped = True
+                    break
+                saver.settle()
                 samples = build_samples(rollout.groups)
                 parallel.from_rank0(rank0.keep, step + 1, samples.samples)
                 every = config.logging.task_gradients_every
@@ -49,9 +62,12 @@ def train(config: Config, resolved: str = "") -> int:
                 stats |= send_weights(policy, rank0, version=step)
                 parallel.from_rank0(rank0.record, step, rollout, samples, stats)
                 health.check(config, samples.num_dropped)
-                stopped = parallel.any(stop.received is not None)
-                if stopped or due(step, config.checkpoint.every, config.num_steps):
-                    save_checkpoint(config, policy, run_state(policy, step, health, batches.stream_state()))
+                stopped = parallel.any(stop())
+                if not stopped and due(step, config.checkpoint.every, config.num_steps):
+                    saver.save(RunState(step, health, *batches.position()))
+            if stopped:
+                saver.save(RunState(step, health, *batches.position()))
+            saver.settle(wait=True)
             if not stopped:
                 policy.write_model(config.run_dir / "model", config.model.path)
                 parallel.from_rank0(rank0.finish)
@@ -73,10 +89,11 @@ def new_policy(config: Config, parallel: Parallel) -> Policy:
     )
 
 
-def resume(config: Config, policy: Policy, prompts: PromptStream) -> tuple[int, Health]:
-    """Loads the newest checkpoint into `policy` and `prompts`; (step, health), as new on a fresh start."""
-    state = load_checkpoint(config.run_dir, policy) if config.checkpoint.resume else None
-    if state is None:
-        return 0, Health()
+def resume(config: Config, policy: Policy, prompts: PromptStream) -> tuple[int, Health, Ahead | None]:
+    """Loads the newest checkpoint into `policy` and `prompts`; (step, health, batch ahead), as new on a fresh start."""
+    folder = policy.parallel.from_rank0(newest_checkpoint, config.run_dir)
+    if folder is None:
+        return 0, Health(), None
+    state = load_checkpoint(folder, policy)
     prompts.load_state(state.stream)
-    return state.step, state.health
+    return state.step, state.health, state.ahead

@@ -8,6 +8,7 @@
 #   plan       what `megatron-urpo plan` predicts of memory against what ranks take, and the time of its search
 #   data       packing beside the bare tokenizer on the same text, and its peak memory at 1 and 10 times the input
 #   verify     answers and programs verified a second, beside a bare fork and a bare start of Python
+#   checkpoint how long a save stops the loop, in the background and waited for, beside a plain write of the same bytes
 #   faults     10,000 requests to scripted servers of which some break off or hang: what is answered, retries, memory
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

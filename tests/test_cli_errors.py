@@ -184,19 +184,38 @@ def test_one_wrong_file(world: Path, damage: Callable[[Path], object], parts: li
 
 
 # --------------------------------------------------------------------------- the run folder cannot be gone on with
+NO_OTHER = "no earlier checkpoint of this run is whole: give another run_dir"
+
+
 @pytest.fixture
 def resumable(world: Path) -> Path:
     assert run(write_config(world), "num_steps=1").exit_code == 0
     return world
 
 
-def state_file(world: Path) -> Path:
-    return world / "run" / "checkpoints" / "step_000001" / "state.json"
+def manifest_of(world: Path) -> Path:
+    return world / "run" / "checkpoints" / "step_000001" / "manifest.json"
+
+
+def part_of(world: Path) -> Path:
+    return manifest_of(world).parent / "policy" / "__0_0.distcp"
+
+
+def rewrite_state(world: Path, text: str) -> None:
+    """As if the run had written it: the manifest knows its length."""
+    (manifest_of(world).parent / "state.json").write_text(text)
+    files = json.loads(manifest_of(world).read_text())["files"]
+    edit_json(manifest_of(world), files={**files, "state.json": {"num_bytes": len(text), "sha256": "0"}})
+
+
+def without_stream(world: Path) -> None:
+    state = json.loads((manifest_of(world).parent / "state.json").read_text())
+    rewrite_state(world, json.dumps({**state, "stream": {}}))
 
 
 def another_model(world: Path) -> None:
-    shape = json.loads(state_file(world).read_text())["shape"]
-    edit_json(state_file(world), shape={**shape, "hidden_size": 48, "num_layers": 9})
+    shape = json.loads(manifest_of(world).read_text())["shape"]
+    edit_json(manifest_of(world), shape={**shape, "hidden_size": 48, "num_layers": 9})
 
 
 def rows_in_another_order(world: Path) -> None:
@@ -207,12 +226,20 @@ def rows_in_another_order(world: Path) -> None:
     ("damage", "overrides", "parts"),
     [
         (another_model, [], ["run_dir", "another model", "hidden_size 48 there, 32", "num_layers 9 there, 2"]),
-        (lambda w: state_file(w).write_text("{"), [], ["run_dir", "state.json cannot be read", "remove"]),
-        (lambda w: state_file(w).write_text("[]"), [], ["run_dir", "state.json cannot be read", "list"]),
-        (lambda w: state_file(w).unlink(), [], ["run_dir", "state.json cannot be read"]),
-        (lambda w: edit_json(state_file(w), step="1"), [], ["run_dir", "state.json cannot be read", "valid integer"]),
-        (lambda w: edit_json(state_file(w), stream={}), [], ["run_dir", "position", "damaged"]),
-        (lambda w: edit_json(state_file(w), format=99), [], ["run_dir", "format 99"]),
+        (lambda w: manifest_of(w).unlink(), [], ["step_000001 has no manifest.json: it is incomplete", NO_OTHER]),
+        (lambda w: manifest_of(w).write_text("{"), [], ["a manifest.json that cannot be read", NO_OTHER]),
+        (lambda w: manifest_of(w).write_text("[]"), [], ["manifest.json that cannot be read", "list", NO_OTHER]),
+        (lambda w: edit_json(manifest_of(w), step="x"), [], ["manifest.json that cannot be read", "integer"]),
+        (lambda w: edit_json(manifest_of(w), files={"../../x": {"num_bytes": 1, "sha256": ""}}), [], ["list of files"]),
+        (lambda w: edit_json(manifest_of(w), format=99), [], ["format 99", "newer", "the version that wrote it"]),
+        (lambda w: edit_json(manifest_of(w), format=1), [], ["format 1", "older", "the version that wrote it"]),
+        (lambda w: rewrite_state(w, "{"), [], ["a state.json that cannot be read", NO_OTHER]),
+        (without_stream, [], ["run_dir", "position", "damaged"]),
+        (lambda w: part_of(w).unlink(), [], ["__0_0.distcp is missing"]),
+        (lambda w: cut(part_of(w), 9), [], ["__0_0.distcp is truncated", "has 9"]),
+        (lambda w: None, ["parallel.distributed_optimizer=false"], ["optimizer: false", "saved with true"]),
+        (lambda w: None, ["model.dtype=bfloat16"], ["model.dtype: bfloat16", "saved with float32"]),
+        (lambda w: None, ["checkpoint.resume=false"], ["checkpoint.resume: false", "step_000001", "another run_dir"]),
         (rows_in_another_order, [], ["data.train", "the store's prompts", "restore them or start a new run folder"]),
         (lambda w: None, ["seed=7"], ["seed: 7 now, 0 in the checkpoint"]),
     ],

@@ -21,7 +21,7 @@ def user_errors() -> Iterator[None]:
     warnings.filterwarnings("ignore", module=r"(megatron|torch)\b")
     from megatron_urpo.data.errors import DataError
     from megatron_urpo.health import TrainingStopped
-    from megatron_urpo.protocols import EngineError, RankZeroError, WeightsLost
+    from megatron_urpo.protocols import EngineError, RankZeroError, SaveFailed, WeightsLost
     from megatron_urpo.quality import QualityError
 
     try:
@@ -31,7 +31,7 @@ def user_errors() -> Iterator[None]:
         sys.exit(2)
     except RankZeroError:
         sys.exit(1)  # rank 0 says it
-    except (TrainingStopped, QualityError, EngineError, WeightsLost) as error:
+    except (TrainingStopped, QualityError, EngineError, WeightsLost, SaveFailed) as error:
         _tell(f"Error: {error}")
         sys.exit(1)
 

@@ -1,5 +1,6 @@
 """Commands that compute with a model: train, sft, evaluate, replay."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -18,13 +19,16 @@ def train(config: Path, overrides: tuple[str, ...]) -> None:
 
     The run folder (run_dir) gets config.yaml, environment.json, metrics.jsonl, transcripts/, checkpoints/ and, at the
     end, model/ as a Hugging Face folder. Started again on the same folder, the run goes on from its newest checkpoint.
-    SIGTERM and Ctrl-C save and stop; the exit code is then 85 (start me again) or 130.
+    SIGTERM, SIGUSR1 and Ctrl-C give up a rollout, finish an update, save and stop; the exit code is then 85 (start me
+    again), after Ctrl-C 130.
     """
     with user_errors():
         loaded, resolved = load_config(config, overrides)
         from megatron_urpo.train import train as run
 
         code = run(loaded, resolved)
+    if code:  # launchers end the other ranks when the first one leaves: those must not lose their exit code by it
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(code)
 
 

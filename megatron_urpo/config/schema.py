@@ -66,7 +66,9 @@ class EvaluationConfig(Section):
 class CheckpointConfig(Section):
     every: int = Field(50, ge=0, description="steps between checkpoints; 0: only at the end or when stopped")
     resume: bool = Field(True, description="go on from the run folder's newest checkpoint")
-    keep_last: PositiveInt = 2
+    background: bool = Field(True, description="write while training goes on; false: the loop waits for the disk")
+    keep_last: PositiveInt = Field(2, description="newest checkpoints that are kept")
+    keep_every: int = Field(0, ge=0, description="steps; a checkpoint at a multiple is kept for good; 0: none is")
     keep_batches: bool = Field(True, description="of the steps since the oldest checkpoint that is kept, for `replay`")
 
 

@@ -14,11 +14,16 @@ from megatron_urpo.inference.vllm.connect import connect_vllm
 
 
 def connect(
-    config: Config, stop_token_ids: Sequence[int], vocab_size: int, tell: Callable[[str], None]
+    config: Config,
+    stop_token_ids: Sequence[int],
+    vocab_size: int,
+    tell: Callable[[str], None],
+    stopping: Callable[[], bool] = lambda: False,
 ) -> EmbeddedEngine | FleetEngine:
     """The engine that `config.rollout.engine` names; it has no weights before the first update.
 
-    `tell` gets a line for everything that happens to a server. Raises ConfigError and EngineError.
+    `tell` gets a line for everything that happens to a server; `stopping` gives up what an engine in this process
+    writes. Raises ConfigError and EngineError.
     """
     if config.rollout.engine == "sglang":
         return connect_sglang(config, stop_token_ids, vocab_size, tell)
@@ -32,6 +37,7 @@ def connect(
         dtype={"bfloat16": torch.bfloat16, "float32": torch.float32}[embedded.dtype],
         device=torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu"),
         max_batch_tokens=embedded.max_batch_tokens,
+        stopping=stopping,
     )
 
 

@@ -8,7 +8,7 @@ forward pass, the choice of tokens and one look at which rows are done.
 Shapes: U distinct prompts, B rows now in the batch, R rows of the batch at its start, P padded prompt length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from megatron_urpo.inference.batching import Row
 from megatron_urpo.inference.kv_cache import PreallocatedCache
 from megatron_urpo.inference.sampling import choose_tokens, uniforms
+from megatron_urpo.protocols import Abandoned
 
 # Copying the cache of the rows that go on costs about one step's attention: below this share of live rows it pays.
 COMPACT_BELOW = 0.75
@@ -36,9 +37,16 @@ class Decoded:
 
 @torch.inference_mode()
 def decode_batch(
-    model: Any, rows: Sequence[Row], stop_token_ids: Sequence[int], max_mask_entries: int = MAX_MASK_ENTRIES
+    model: Any,
+    rows: Sequence[Row],
+    stop_token_ids: Sequence[int],
+    max_mask_entries: int = MAX_MASK_ENTRIES,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> list[Decoded]:
-    """Continues every row until a stop token or its own `max_new_tokens`; results in the order of `rows`."""
+    """Continues every row until a stop token or its own `max_new_tokens`; results in the order of `rows`.
+
+    Raises Abandoned where `stopping` says so between two tokens.
+    """
     device = model.device
     prompts = list(dict.fromkeys(row.request.prompt_ids for row in rows))
     place = {prompt: u for u, prompt in enumerate(prompts)}
@@ -63,6 +71,8 @@ def decode_batch(
     live_B = torch.ones(len(rows), dtype=torch.bool, device=device)
 
     for step in range(num_steps):
+        if stopping():
+            raise Abandoned("told to stop")
         token_B, logprob_B = choose_tokens(logits_BV, temperatures_B, uniforms_BT[:, step])
         tokens_RT[row_of_B, step] = token_B
         logprobs_RT[row_of_B, step] = logprob_B

@@ -17,7 +17,7 @@ The event loop is blocked while a batch is decoded.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,7 +50,8 @@ class _Pending:
 class EmbeddedEngine:
     """Implements `protocols.Engine` on one device.
 
-    The model is built from `config.json` alone; its weights arrive through `update_weights`.
+    The model is built from `config.json` alone; its weights arrive through `update_weights`. `stopping` is looked at
+    between tokens, since nothing else runs in this thread meanwhile: requests under way then raise Abandoned.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class EmbeddedEngine:
         dtype: torch.dtype,
         device: torch.device,
         max_batch_tokens: int,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         if not stop_token_ids:
             raise ValueError("stop_token_ids: is empty; the tokenizer must name the token that ends an answer")
@@ -78,7 +80,7 @@ class EmbeddedEngine:
         self._context = int(model_config.max_position_embeddings)
         self._vocab_size = int(model_config.vocab_size)
         self._stop_token_ids = tuple(stop_token_ids)
-        self._max_batch_tokens = max_batch_tokens
+        self._max_batch_tokens, self._stopping = max_batch_tokens, stopping
         self._dtype = dtype
         self._version = -1
         self._pending: list[_Pending] = []
@@ -149,7 +151,8 @@ class EmbeddedEngine:
     def _run_batch(self) -> None:
         owners = {(id(p.request), row.index): p for p in self._pending for row in p.rows()}
         batch = plan_batch([row for p in self._pending for row in p.rows()], self._max_batch_tokens)
-        for row, decoded in zip(batch, decode_batch(self._model, batch, self._stop_token_ids), strict=True):
+        answers = decode_batch(self._model, batch, self._stop_token_ids, stopping=self._stopping)
+        for row, decoded in zip(batch, answers, strict=True):
             owners[id(row.request), row.index].done[row.index] = self._completion(decoded)
 
     def _hand_out(self) -> None:

@@ -14,27 +14,47 @@ import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
+from megatron_urpo.policy.parts import HostCopyStrategy, Parts
 from megatron_urpo.policy.policy import Policy
+from megatron_urpo.policy.safe_pickle import check_pickles
 
 SETTINGS = ("max_lr", "min_lr", "betas", "eps")
 """What an optimizer's state brings along of the run that saved it; the schedule follows the first two."""
 
 
-def save_policy(policy: Policy, folder: Path) -> None:
-    """Collective. `folder` must exist and be empty.
+def copy_policy(policy: Policy, folder: Path) -> Parts:
+    """Collective. Plans a save into `folder`, which must exist and be empty, and copies what this rank has to write.
 
-    The writer starts helper processes by `spawn`, so a script that trains needs `if __name__ == "__main__"`.
+    The policy may change as soon as this returns. Rank 0's `common.pt` is written already.
     """
     _prepare_torch_adam(policy.optimizer)
     with _quiet():
-        dist_checkpointing.save(_sharded_state(policy, is_loading=False), str(folder), ("torch_dist", 1))
+        request = dist_checkpointing.save(
+            _sharded_state(policy, is_loading=False), str(folder), HostCopyStrategy(), async_sharded_save=True
+        )
+
+    def finish() -> None:
+        for step in request.finalize_fns:
+            step()
+
+    return Parts(request.async_fn, finish)
+
+
+def save_policy(policy: Policy, folder: Path) -> None:
+    """Collective. `folder` must exist and be empty; it is whole when this returns."""
+    parts = copy_policy(policy, folder)
+    parts.write()
+    policy.parallel.barrier()
+    parts.finish()
 
 
 def load_policy(policy: Policy, folder: Path) -> None:
     """Collective. Copies the state in `folder` into `policy`, whatever layout saved it.
 
-    Learning rates and the like stay those that `policy` was built with.
+    Learning rates and the like stay those that `policy` was built with. Raises ConfigError for pickles that hold more
+    than a checkpoint does.
     """
+    check_pickles(folder)
     _prepare_torch_adam(policy.optimizer)
     settings = [{name: group[name] for name in SETTINGS} for group in policy.optimizer.param_groups]
     with _quiet():
@@ -44,6 +64,7 @@ def load_policy(policy: Policy, folder: Path) -> None:
     for group, own in zip(policy.optimizer.param_groups, settings, strict=True):
         group.update(own)
     _give_each_its_step(policy.optimizer)
+    policy.scheduler.num_steps = 0  # what is loaded is added to it
     policy.scheduler.load_state_dict(state["scheduler"])
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from megatron_urpo.config import Config
 from megatron_urpo.protocols import ChatTokenizer, GenerationFailed, Generator
-from megatron_urpo.rollout.concurrency import run_all
+from megatron_urpo.rollout.concurrency import run_all, run_unless
 from megatron_urpo.rollout.groups import collect_group
 from megatron_urpo.rollout.scoring_prompt import ScoringPrompts
 from megatron_urpo.rollout.session import Session, Slot, Verifier
@@ -42,11 +42,13 @@ def collect(
     step: int,
     earlier: Sequence[Prompt] = (),
     version: int | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Rollout:
     """Plays, judges and scores `prompts` of `step` with the policy of `version`, by default that of the step.
 
     `earlier`: prompts of the same step that were collected before; one that comes again is sampled anew.
-    Raises StalePolicyError for tokens of another version; an error of any coroutine cancels the others and is raised.
+    Raises StalePolicyError for tokens of another version, and Abandoned when `stopping` says so; an error of any
+    coroutine cancels the others and is raised.
     """
     session = Session(
         engine=engine,
@@ -59,7 +61,7 @@ def collect(
         temperature=config.rollout.temperature,
         scoring=ScoringPrompts(config.referee, tokenizer),
     )
-    groups = asyncio.run(gather_groups(session, prompts, collect_group, earlier))
+    groups = asyncio.run(run_unless(stopping, gather_groups(session, prompts, collect_group, earlier)))
     return Rollout(groups, session.clock.seconds, tuple(session.failures))
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from megatron_urpo.inference.batching import Row
 from megatron_urpo.inference.decode import decode_batch
 from megatron_urpo.inference.embedded import EmbeddedEngine
+from megatron_urpo.protocols import Abandoned
 from megatron_urpo.types import Completion, GenerationRequest, VersionSpan
 from tests.support.models import FAMILIES, make_model
 
@@ -175,6 +176,24 @@ def test_long_prompts_are_read_a_few_at_a_time(qwen: tuple[EmbeddedEngine, PreTr
         assert [row.token_ids for row in in_chunks] == [row.token_ids for row in at_once]
         for mine, theirs in zip(in_chunks, at_once, strict=True):
             assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
+
+
+def test_a_run_that_is_to_stop_does_not_wait_for_the_last_token(tmp_path: Path) -> None:
+    model = make_model(tmp_path, "qwen2", tied=True).eval()
+    looks: list[bool] = []
+
+    def stopping() -> bool:
+        looks.append(len(looks) >= 3)
+        return looks[-1]
+
+    engine = EmbeddedEngine(
+        tmp_path, stop_token_ids=[STOP], dtype=torch.float32, device=torch.device("cpu"), max_batch_tokens=4096,
+        stopping=stopping,
+    )  # fmt: skip
+    engine.update_weights(model.state_dict().items(), version=4)
+    with pytest.raises(Abandoned):
+        ask(engine, [GenerationRequest((5, 6), 2, 200, 1.0, 0), GenerationRequest((7,), 1, 200, 1.0, 1)])
+    assert looks == [False, False, False, True]
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
+from megatron_urpo.protocols import Abandoned
 from megatron_urpo.rollout.clock import Clock
-from megatron_urpo.rollout.concurrency import run_all
+from megatron_urpo.rollout.concurrency import run_all, run_unless
 from megatron_urpo.rollout.seeds import derive_seed
 
 
@@ -58,3 +59,22 @@ def test_run_all_keeps_order_and_unwraps_nested_errors() -> None:
     assert asyncio.run(run_all(after(3 - i, i) for i in range(3))) == [0, 1, 2]
     with pytest.raises(KeyError, match="inner"):
         asyncio.run(run_all([after(50, 1), nested()]))
+
+
+def test_run_unless_cancels_and_waits_for_what_is_cancelled() -> None:
+    happened: list[str] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            await asyncio.sleep(0)
+            happened.append("cleaned up")
+
+    async def answer() -> int:
+        return 7
+
+    with pytest.raises(Abandoned):
+        asyncio.run(run_unless(lambda: True, work()))
+    assert happened == ["cleaned up"]
+    assert asyncio.run(run_unless(lambda: False, answer())) == 7
