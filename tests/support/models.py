@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
 COMMON = {
     "hidden_size": 64,
@@ -24,10 +24,18 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+EXPERTS = {
+    "head_dim": 32,
+    "moe_intermediate_size": 48,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": True,
+}
 FAMILIES = {
     "qwen2": lambda **kw: Qwen2Config(**{**COMMON, **kw}),
     "qwen3": lambda **kw: Qwen3Config(**{**COMMON, "head_dim": 32, **kw}),
     "llama": lambda **kw: LlamaConfig(**{**COMMON, "rope_parameters": LLAMA3_ROPE, **kw}),
+    "qwen3_moe": lambda **kw: Qwen3MoeConfig(**{**COMMON, **EXPERTS, **kw}),
 }
 
 
