@@ -1,6 +1,7 @@
 """Small random models of every family, made with transformers."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config, Qwen3Config, Qwen3MoeConfig
@@ -38,11 +39,16 @@ FAMILIES = {
     "qwen3_moe": lambda **kw: Qwen3MoeConfig(**{**COMMON, **EXPERTS, **kw}),
 }
 
+DENSE = tuple(family for family in FAMILIES if family != "qwen3_moe")
+"""Those that megatron-core computes on CPUs at every layout."""
 
-def make_model(folder: Path, family: str, *, tied: bool = False, seed: int = 0) -> PreTrainedModel:
+
+def make_model(folder: Path, family: str, *, tied: bool = False, seed: int = 0, **settings: Any) -> PreTrainedModel:
     """Writes a model of `family` with no weight left at its (often trivial) initial value, and returns it."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(FAMILIES[family](tie_word_embeddings=tied), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(
+        FAMILIES[family](tie_word_embeddings=tied, **settings), dtype=torch.float32
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
