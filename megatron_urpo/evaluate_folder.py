@@ -8,8 +8,7 @@ from functools import partial
 from megatron_urpo.config import Config, ConfigError
 from megatron_urpo.engines import DTYPES, open_engine
 from megatron_urpo.evaluate import evaluate
-from megatron_urpo.policy.hf.folder import WeightFolder
-from megatron_urpo.policy.hf.table import weight_entries
+from megatron_urpo.policy.weights.kinds import open_weights
 from megatron_urpo.preflight import check_inputs
 from megatron_urpo.reward.verifiable.verifier import RuleVerifier
 
@@ -19,12 +18,12 @@ def evaluate_folder(config: Config) -> str:
     inputs = check_inputs(config)
     if not inputs.held_out:
         raise ConfigError("evaluation.data: is empty; give held-out prompt stores to evaluate on")
-    weights = WeightFolder(config.model.path)
-    names = [name for entry in weight_entries(inputs.shape, "torch") for name in entry.hf]
+    weights = open_weights(config.model.path, inputs.shape)
     dtype = DTYPES[config.model.dtype]
     tell = partial(print, file=sys.stderr)
     verifier = RuleVerifier(config.verifier)
     opened = open_engine(config, inputs.shape, inputs.tokenizer.stop_token_ids, tell)
     with contextlib.closing(verifier), opened as (engine, receiver):
-        receiver.update_weights(((name, weights[name].to(dtype)) for name in names), version=0)
+        named = ((name, weights.read(name, 0, size[0]).to(dtype)) for name, size in weights.shapes.items())
+        receiver.update_weights(named, version=0)
         return json.dumps(evaluate(engine, inputs.tokenizer, verifier, inputs.held_out, config), indent=2)

@@ -21,12 +21,12 @@ from megatron_urpo.data.stream import PromptStream
 from megatron_urpo.data.table import PromptTable
 from megatron_urpo.inference.connect import check_engine
 from megatron_urpo.lengths import check_lengths
+from megatron_urpo.policy.experts import check_experts
 from megatron_urpo.policy.fp8 import check_fp8
-from megatron_urpo.policy.hf.folder import WeightFolder
 from megatron_urpo.policy.hf.shape import ModelShape, check_layout, read_shape
-from megatron_urpo.policy.hf.table import hf_shapes
 from megatron_urpo.policy.parallel import check_world_size, launched_world_size
 from megatron_urpo.policy.spec import choose_spec
+from megatron_urpo.policy.weights.kinds import is_megatron, open_weights
 from megatron_urpo.protocols import ChatTokenizer
 from megatron_urpo.verifying import check_verifier
 
@@ -56,6 +56,7 @@ def check_inputs(config: Config) -> Inputs:
     held_out = _load_prompts("evaluation.data", config.evaluation.data, config, tokenizer)
     isolation = check_verifier(config.verifier, prompts.has_code_tests() or held_out.has_code_tests())
     inputs = Inputs(shape, tokenizer, prompts, held_out, isolation)
+    _check_servers(config)
     check_engine(config, shape.vocab_size)
     stream = inputs.stream(config)  # raises where the curriculum asks for a task that the store lacks
     check_program(config.evaluation.scorer)
@@ -69,8 +70,9 @@ def check_model(model: ModelConfig, layout: ParallelConfig, fp8: Fp8Config) -> t
     check_layout(shape, layout.tensor, layout.pipeline)
     check_world_size(layout, launched_world_size())
     check_fp8(fp8, model, layout, shape, choose_spec(model.spec))
+    check_experts(shape, layout)
     if model.init == "weights":
-        WeightFolder(model.path).check_holds(hf_shapes(shape))
+        open_weights(model.path, shape).check()
     tokenizer = load_tokenizer(model.tokenizer or model.path)
     if tokenizer.vocab_size > shape.vocab_size:
         raise ConfigError(
@@ -100,6 +102,17 @@ def _load_prompts(field: str, paths: Sequence[Path], config: Config, tokenizer: 
 def check_program(command: Sequence[str]) -> None:
     if command and shutil.which(command[0]) is None and not Path(command[0]).is_file():
         raise ConfigError(f"evaluation.scorer: no program {command[0]!r} on the PATH; give a command that can be run")
+
+
+def _check_servers(config: Config) -> None:
+    """Servers that this run starts load model.path themselves before the first weights are pushed."""
+    engine = config.rollout.engine
+    if engine != "embedded" and not getattr(config.rollout, engine).urls and is_megatron(config.model.path):
+        raise ConfigError(
+            f"model.path: {config.model.path} holds Megatron weights, which {engine} servers cannot load; make a"
+            f" Hugging Face folder of it with `python tools/convert_megatron_to_hf.py {config.model.path} FOLDER`"
+            " and give that"
+        )
 
 
 def _check_logging(config: Config) -> None:

@@ -13,7 +13,7 @@ def stage_weights(model: Any, tensors: Iterable[tuple[str, torch.Tensor]]) -> li
     tied embeddings `lm_head.weight` may be absent; where it comes, it must equal the embedding.
     Raises ValueError for a name that is unknown, given twice or missing, and for a wrong shape.
     """
-    targets: dict[str, torch.Tensor] = model.state_dict()
+    targets = _by_checkpoint_name(model.state_dict())
     staged: dict[str, torch.Tensor] = {}
     for name, tensor in tensors:
         if name not in targets:
@@ -31,6 +31,21 @@ def stage_weights(model: Any, tensors: Iterable[tuple[str, torch.Tensor]]) -> li
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise ValueError(f"weights: {shown} did not come; an update must hold every weight of the model")
     return [(targets[name], value) for name, value in staged.items()]
+
+
+def _by_checkpoint_name(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """transformers 5 fuses experts in memory; checkpoints, and so a stream, name each of them. Views into `state`."""
+    named: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        experts, _, last = name.rpartition(".")
+        fused = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(last)
+        if not experts.endswith(".experts") or fused is None:
+            named[name] = tensor
+            continue
+        for expert, matrix in enumerate(tensor):
+            for part, rows in zip(fused, matrix.chunk(len(fused)), strict=True):
+                named[f"{experts}.{expert}.{part}.weight"] = rows
+    return named
 
 
 def _resolve_ties(targets: dict[str, torch.Tensor], staged: dict[str, torch.Tensor]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from megatron_urpo.policy.hf.table import split, unshard, weight_entries
 from megatron_urpo.policy.model import ModelPart
 from megatron_urpo.policy.parallel import Parallel
+from megatron_urpo.policy.weights.shards import stage_of
 
 
 @torch.no_grad()
@@ -44,15 +45,8 @@ def export_weights(part: ModelPart, parallel: Parallel) -> Iterator[tuple[str, T
 
 
 def _owning_stages(part: ModelPart, parallel: Parallel) -> list[int]:
-    """For each weight the pipeline stage that holds it: layers in equal parts, embedding first, head last."""
-    per_stage = part.shape.num_layers // parallel.pipeline
-    owners = []
-    for entry in weight_entries(part.shape, part.spec):
-        if entry.megatron.startswith("decoder.layers."):
-            owners.append(int(entry.megatron.split(".")[2]) // per_stage)
-        else:
-            owners.append(0 if entry.megatron.startswith("embedding.") else parallel.pipeline - 1)
-    return owners
+    """For each weight the pipeline stage that holds it."""
+    return [stage_of(entry, part.shape, parallel.pipeline) for entry in weight_entries(part.shape, part.spec)]
 
 
 def _send(tensor: Tensor, rank: int) -> None:

@@ -1,7 +1,6 @@
 """A ModelShape becomes this rank's part of a Megatron GPTModel, with weights."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +11,16 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from torch import Tensor
 
 from megatron_urpo.config.model import Fp8Config, ModelConfig, ParallelConfig
+from megatron_urpo.policy.experts import check_experts, expert_arguments
 from megatron_urpo.policy.fp8 import check_fp8, fp8_arguments
-from megatron_urpo.policy.hf.folder import WeightFolder
 from megatron_urpo.policy.hf.shape import ModelShape, check_layout, read_shape
-from megatron_urpo.policy.hf.table import WeightEntry, join, padded_vocab_size, shard, weight_entries
+from megatron_urpo.policy.hf.table import WeightEntry, padded_vocab_size, shard, weight_entries
 from megatron_urpo.policy.parallel import Parallel
 from megatron_urpo.policy.spec import SpecName, choose_spec, layer_spec
+from megatron_urpo.policy.weights.kinds import open_weights
+from megatron_urpo.policy.weights.source import Weights
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class HiddenStateModel(GPTModel):  # type: ignore[misc]
@@ -65,7 +68,8 @@ def build_model(model: ModelConfig, layout: ParallelConfig, fp8: Fp8Config, para
     check_layout(shape, parallel.tensor, parallel.pipeline)
     spec = choose_spec(model.spec)
     check_fp8(fp8, model, layout, shape, spec)
-    config = transformer_config(shape, layout, fp8, torch.bfloat16 if model.dtype == "bfloat16" else torch.float32)
+    check_experts(shape, layout)
+    config = transformer_config(shape, layout, fp8, DTYPES[model.dtype], spec)
     module = HiddenStateModel(
         config,
         layer_spec(spec, config),
@@ -81,12 +85,12 @@ def build_model(model: ModelConfig, layout: ParallelConfig, fp8: Fp8Config, para
     module.to(parallel.device)
     part = ModelPart(module, shape, spec, config)
     if model.init == "weights":
-        load_weights(part, model.path, parallel)
+        load_weights(part, open_weights(model.path, shape), parallel)
     return part
 
 
 def transformer_config(
-    shape: ModelShape, layout: ParallelConfig, fp8: Fp8Config, dtype: torch.dtype
+    shape: ModelShape, layout: ParallelConfig, fp8: Fp8Config, dtype: torch.dtype, spec: SpecName = "torch"
 ) -> TransformerConfig:
     on_gpu = torch.cuda.is_available()
     recompute: dict[str, Any] = {}
@@ -117,9 +121,8 @@ def transformer_config(
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
         sequence_parallel=layout.sequence,
-        # Micro-batches are packed to different lengths; the dispatcher is asked for even where there are no experts.
+        # Micro-batches are packed to different lengths.
         variable_seq_lengths=layout.pipeline > 1,
-        moe_token_dispatcher_type="alltoall",
         calculate_per_token_loss=True,  # gradients are sums; the loss divides once, see update.py
         use_cpu_initialization=not on_gpu,
         gradient_accumulation_fusion=False,
@@ -130,6 +133,7 @@ def transformer_config(
         apply_rope_fusion=False,
         persist_layer_norm=on_gpu,
         **recompute,
+        **expert_arguments(shape, spec),
         **fp8_arguments(fp8),
     )
 
@@ -148,19 +152,18 @@ def inverse_frequencies(shape: ModelShape) -> Tensor:
     return (1 - blend) * frequency / scaling.factor + blend * frequency
 
 
-def load_weights(part: ModelPart, folder: Path, parallel: Parallel) -> None:
-    """Copies this rank's part out of the safetensors of `folder`."""
-    source = WeightFolder(folder)
+def load_weights(part: ModelPart, source: Weights, parallel: Parallel) -> None:
+    """Copies this rank's part out of `source`, one weight at a time."""
     with torch.no_grad():
         for entry in weight_entries(part.shape, part.spec):
             target = part.local_name(entry)
             if target is not None:
-                whole = join(entry, [source[name] for name in entry.hf], part.shape)
+                whole = source.whole(entry)
                 part.parameters[target].copy_(shard(entry, whole, parallel.tensor_rank, parallel.tensor))
         copy = tied_output_copy(part)
         if copy is not None:
             entry = weight_entries(part.shape, part.spec)[0]
-            copy.copy_(shard(entry, source[entry.hf[0]], parallel.tensor_rank, parallel.tensor))
+            copy.copy_(shard(entry, source.whole(entry), parallel.tensor_rank, parallel.tensor))
 
 
 def frozen_copy(

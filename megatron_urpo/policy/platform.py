@@ -82,6 +82,7 @@ def install() -> None:
     _shim_literal_device()
     _shim_tensor_methods()
     _shim_rng_tracker()
+    _define_missing_gemm()
     _keep_freed_memory()
 
 
@@ -185,6 +186,16 @@ def _shim_rng_tracker() -> None:
     # Recomputation saves and restores "the CUDA state" around a layer; the CPU state is saved beside it already.
     mcore_random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     mcore_random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+
+
+def _define_missing_gemm() -> None:
+    """moe_utils.py:1192 asks whether `te_general_gemm` is None, but without Transformer Engine the name is not bound.
+
+    Goes when the failed import binds it.
+    """
+    moe_utils = importlib.import_module("megatron.core.transformer.moe.moe_utils")
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = None  # type: ignore[attr-defined]
 
 
 def _keep_freed_memory() -> None:

@@ -25,6 +25,7 @@ from megatron_urpo.config.model import Fp8Config, ModelConfig, OptimizerConfig, 
 from megatron_urpo.policy.export import export_weights
 from megatron_urpo.policy.fp8 import NO_FP8
 from megatron_urpo.policy.hf.folder import write_folder
+from megatron_urpo.policy.hf.table import hf_shapes
 from megatron_urpo.policy.logprobs import token_logprobs
 from megatron_urpo.policy.model import ModelPart, build_model, frozen_copy
 from megatron_urpo.policy.optimizer import build_optimizer, build_scheduler, wrap_model
@@ -67,7 +68,7 @@ class Policy:
             sequence_flops,
             num_layers=shape.num_layers,
             hidden_size=shape.hidden_size,
-            ffn_hidden_size=shape.ffn_hidden_size,
+            ffn_hidden_size=shape.active_ffn_size,
             num_heads=shape.num_heads,
             num_query_groups=shape.num_query_groups,
             head_dim=shape.head_dim,
@@ -141,7 +142,8 @@ class Policy:
         """Writes a Hugging Face folder with config and tokenizer from `source`. Collective; rank 0 writes."""
         weights = self.export()
         if self.parallel.rank == 0:
-            write_folder(target, source, weights)
+            specs = {name: (self.part.config.params_dtype, size) for name, size in hf_shapes(self.part.shape).items()}
+            write_folder(target, source, specs, weights)
         for _ in weights:
             pass
 

@@ -48,14 +48,23 @@ def choose_spec(asked: Literal["auto", "torch", "te"]) -> SpecName:
 def layer_spec(name: SpecName, config: TransformerConfig) -> Any:
     """What megatron-core's GPTModel takes as its transformer layer specification."""
     if name == "te":
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
-    spec = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
+        return get_gpt_layer_with_transformer_engine_spec(
+            num_experts=config.num_moe_experts,
+            moe_grouped_gemm=config.moe_grouped_gemm,
+            qk_layernorm=config.qk_layernorm,
+        )
+    spec = get_gpt_layer_local_spec(
+        num_experts=config.num_moe_experts, qk_layernorm=config.qk_layernorm, normalization="RMSNorm"
+    )
     layer, attention = spec.submodules, spec.submodules.self_attention.submodules
     layer.input_layernorm = layer.pre_mlp_layernorm = TorchRMSNorm
     attention.core_attention = PackedAttention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = TorchRMSNorm
-    if not config.bias_activation_fusion:
+    if config.num_moe_experts:
+        # A norm before experts is never part of a linear, so it keeps its name in checkpoints, as it does under `te`.
+        del layer.sharded_state_dict_keys_map["pre_mlp_layernorm."]
+    elif not config.bias_activation_fusion:
         layer.mlp.module = GatedMLP
     return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=TorchRMSNorm)
 

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 
 from megatron_urpo.types import TASKS, Sample
 from tests.distributed.launch import run_ranks
-from tests.support.models import FAMILIES, make_model
+from tests.support.models import DENSE, make_model
 
 TOLERANCE = 1e-5
 COMPARED = ("policy/loss", "policy/grad_norm", "policy/entropy", "policy/clip_fraction", "policy/ratio_mean")
@@ -63,7 +63,7 @@ OBJECTIVES: dict[str, tuple[int, dict[str, Any]]] = {
     "epochs": (1, {"epochs": 2, "minibatches": 2, "normalization": "responses"}),
     "corrected": (1, {"epochs": 2, "minibatches": 2, "kl_coefficient": 0.5, "rollout_correction": "token_tis"}),
 }
-MODELS = [f"{family}{', tied' * tied}" for family, tied in product(FAMILIES, (False, True))]
+MODELS = [f"{family}{', tied' * tied}" for family, tied in product(DENSE, (False, True))]
 SAMPLES_OF_GROUPS = (4, 3, 1, 3)  # masked completions leave groups of different sizes
 
 

@@ -13,7 +13,7 @@ from megatron_urpo.policy.packing import PackedBatch, TokenSequence, pack
 from megatron_urpo.policy.parallel import close_parallel, init_parallel
 from megatron_urpo.policy.policy import Policy, build_policy
 from tests.distributed.launch import write_result
-from tests.support.models import FAMILIES, make_model
+from tests.support.models import DENSE, make_model
 
 LENGTHS = ((7, 33, 120), (4, 90))
 VOCABULARY = 127
@@ -25,7 +25,7 @@ def main(folder: Path, tensor: int, pipeline: int, sequence: bool, recompute: st
     generator = torch.Generator().manual_seed(1)
     rows = [[torch.randint(0, VOCABULARY, (n,), generator=generator).tolist() for n in part] for part in LENGTHS]
     result = {}
-    for family in FAMILIES:
+    for family in DENSE:
         for tied in (False, True):
             path = folder / f"{family}-{tied}"
             parallel.from_rank0(

@@ -2,39 +2,24 @@
 
 Loader, export and converters all walk `weight_entries`. Megatron keeps q, k and v in one matrix, interleaved by
 key-value group: [q heads of the group | k | v], and gate above up in `linear_fc1`; a tensor-parallel rank holds whole
-groups, and its part of gate above its part of up.
+groups, and its part of gate above its part of up. `regions.py` says the same of ranges of rows.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from megatron_urpo.policy.hf.shape import ModelShape
+from megatron_urpo.policy.hf.dimensions import ModelShape
+from megatron_urpo.policy.hf.entries import WeightEntry, whole_model
+from megatron_urpo.policy.hf.families import FAMILIES
 
-Kind = Literal["replicated", "vocab", "column", "row", "qkv", "gate_up"]
-
-
-@dataclass(frozen=True)
-class WeightEntry:
-    """`megatron` is the whole model's name (layers counted over all stages); `hf` the tensors that it holds."""
-
-    megatron: str
-    hf: tuple[str, ...]
-    kind: Kind
+__all__ = ["WeightEntry", "hf_shapes", "join", "padded_vocab_size", "shard", "split", "unshard", "weight_entries"]
 
 
 def weight_entries(shape: ModelShape, spec: str) -> list[WeightEntry]:
     """Every weight of the model in its order of use. `spec`: `torch` or `te`, which fuses norms into linears."""
-    entries = [WeightEntry("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), "vocab")]
-    for layer in range(shape.num_layers):
-        entries += _layer_entries(shape, spec, layer)
-    entries.append(WeightEntry("decoder.final_layernorm.weight", ("model.norm.weight",), "replicated"))
-    if not shape.tied_embeddings:
-        entries.append(WeightEntry("output_layer.weight", ("lm_head.weight",), "vocab"))
-    return entries
+    return whole_model(shape, FAMILIES[shape.family].layer(shape, spec))
 
 
 def hf_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
@@ -50,6 +35,7 @@ def hf_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
         "k_proj.bias": (values,),
         "v_proj.bias": (values,),
         "o_proj.weight": (wide, queries),
+        "gate.weight": (shape.num_experts or 0, wide),
         "gate_proj.weight": (shape.ffn_hidden_size, wide),
         "up_proj.weight": (shape.ffn_hidden_size, wide),
         "down_proj.weight": (wide, shape.ffn_hidden_size),
@@ -61,37 +47,12 @@ def hf_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     return {name: by_ending.get(".".join(name.split(".")[-2:]), (wide,)) for name in names}
 
 
-def _layer_entries(shape: ModelShape, spec: str, layer: int) -> list[WeightEntry]:
-    ours, theirs = f"decoder.layers.{layer}.", f"model.layers.{layer}."
-    te = spec == "te"
-    attention_norm = "self_attention.linear_qkv.layer_norm_weight" if te else "input_layernorm.weight"
-    mlp_norm = "mlp.linear_fc1.layer_norm_weight" if te else "pre_mlp_layernorm.weight"
-
-    def entry(megatron: str, kind: Kind, *hf: str) -> WeightEntry:
-        return WeightEntry(ours + megatron, tuple(theirs + name for name in hf), kind)
-
-    entries = [
-        entry(attention_norm, "replicated", "input_layernorm.weight"),
-        entry("self_attention.linear_qkv.weight", "qkv", *(f"self_attn.{x}_proj.weight" for x in "qkv")),
-        entry("self_attention.linear_proj.weight", "row", "self_attn.o_proj.weight"),
-        entry(mlp_norm, "replicated", "post_attention_layernorm.weight"),
-        entry("mlp.linear_fc1.weight", "gate_up", "mlp.gate_proj.weight", "mlp.up_proj.weight"),
-        entry("mlp.linear_fc2.weight", "row", "mlp.down_proj.weight"),
-    ]
-    if shape.qkv_bias:
-        entries.append(entry("self_attention.linear_qkv.bias", "qkv", *(f"self_attn.{x}_proj.bias" for x in "qkv")))
-    if shape.qk_norm:
-        entries.append(entry("self_attention.q_layernorm.weight", "replicated", "self_attn.q_norm.weight"))
-        entries.append(entry("self_attention.k_layernorm.weight", "replicated", "self_attn.k_norm.weight"))
-    return entries
-
-
 def join(entry: WeightEntry, tensors: Sequence[Tensor], shape: ModelShape) -> Tensor:
-    """Hugging Face tensors -> the one unsharded Megatron tensor."""
+    """Hugging Face tensors -> the one unsharded Megatron tensor. Of q, k and v the same groups of each will do."""
     if entry.kind == "gate_up":
         return torch.cat(list(tensors))
     if entry.kind == "qkv":
-        groups = shape.num_query_groups
+        groups = tensors[1].shape[0] // shape.head_dim
         parts = [x.reshape(groups, x.shape[0] // groups, *x.shape[1:]) for x in tensors]
         return torch.cat(parts, dim=1).flatten(0, 1)
     (tensor,) = tensors
@@ -120,7 +81,7 @@ def shard(entry: WeightEntry, whole: Tensor, rank: int, size: int) -> Tensor:
         return torch.cat([half.chunk(size)[rank] for half in whole.chunk(2)])
     if entry.kind == "vocab":
         missing = padded_vocab_size(whole.shape[0], size) - whole.shape[0]
-        whole = torch.cat([whole, whole.new_zeros(missing, *whole.shape[1:])])
+        whole = torch.cat([whole, whole.new_zeros(missing, *whole.shape[1:])]) if missing else whole
     return whole.chunk(size, dim=1 if entry.kind == "row" else 0)[rank]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from megatron_urpo.inference.batching import Row
@@ -28,7 +29,8 @@ def make_engine(folder: Path, model: PreTrainedModel, **settings: int) -> Embedd
         device=torch.device("cpu"),
         max_batch_tokens=settings.get("max_batch_tokens", 4096),
     )
-    engine.update_weights(model.state_dict().items(), version=4)
+    # As a checkpoint names them: transformers fuses experts in memory.
+    engine.update_weights(load_file(folder / "model.safetensors").items(), version=4)
     return engine
 
 

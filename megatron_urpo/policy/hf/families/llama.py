@@ -1,0 +1,16 @@
+"""Llama 3.x and its descendants (OctoThinker): neither biases nor norms inside attention; scaled rotary positions."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from megatron_urpo.policy.hf.dimensions import ModelShape, decoder_shape
+from megatron_urpo.policy.hf.entries import LayerWeight, attention, dense_mlp
+
+
+def shape(config: dict[str, Any]) -> ModelShape:
+    return decoder_shape(config, qkv_bias=False, qk_norm=False)
+
+
+def layer(shape: ModelShape, spec: str) -> Iterator[LayerWeight]:
+    yield from attention(shape, spec)
+    yield from dense_mlp(spec)
