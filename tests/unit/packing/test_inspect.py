@@ -57,9 +57,9 @@ def test_nothing_acts_on_the_terminal(store: Path) -> None:
     text = out.getvalue()
     assert not {"\x1b", "\x07", "\u202e", "\x9b"} & set(text)
     assert "[bold red]x[/]" in text
-    assert "\\u202eevil" in text
+    assert "evil" in text  # its bidi mark never gets into a scoring prompt
     assert "Put the final answer in \\boxed{}." in text
-    assert visible("a\tb\n\x00\r") == "a\tb\n\\x00\\r"
+    assert visible("a\tb\n\x00\r\u202e") == "a\tb\n\\x00\\r\\u202e"
 
 
 def test_the_command_and_its_refusals(store: Path, tmp_path: Path) -> None:
