@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C ask a run to save and stop at the end of its step; a second Ctrl-C stops it at once."""
+"""SIGTERM, SIGUSR1 and Ctrl-C ask a run to save and stop at the end of its step; a second Ctrl-C stops it at once."""
 
 import signal
 from types import FrameType, TracebackType
@@ -16,7 +16,7 @@ class StopRequest:
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             self._before[number] = signal.signal(number, self._handle)
         return self
 

@@ -27,11 +27,11 @@ def train(config: Config, resolved: str = "") -> int:
     cannot work, TrainingStopped when step after step teaches nothing.
     """
     inputs = check_inputs(config)
-    with joined_ranks(config.parallel, config.seed) as parallel, StopRequest() as stop:
+    with joined_ranks(config.parallel, config.seed, config.launch) as parallel, StopRequest() as stop:
         policy = new_policy(config, parallel)
         prompts = inputs.stream(config)
         step, health = resume(config, policy, prompts)
-        with Rank0.open(config, inputs, parallel, step) as rank0:
+        with Rank0.open(config, inputs, parallel, step) as rank0, parallel.naming_errors():
             send_weights(policy, rank0, version=step)
             parallel.from_rank0(rank0.begin, step, resolved, parallel.world_size)
             batches = (OneAhead if config.rollout.overlap else InStep)(rank0, policy, prompts)
