@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_urpo.algorithm.alignment import round_up, token_alignment
 from megatron_urpo.checkpoints import RunState, newest_checkpoint, read_state
 from megatron_urpo.config import Config, ConfigError
 from megatron_urpo.config.model import Fp8Config, ModelConfig, ParallelConfig
@@ -19,6 +18,7 @@ from megatron_urpo.data.errors import DataError
 from megatron_urpo.data.store import load_prompts
 from megatron_urpo.data.stream import PromptStream
 from megatron_urpo.inference.connect import check_engine
+from megatron_urpo.lengths import check_lengths
 from megatron_urpo.policy.fp8 import check_fp8
 from megatron_urpo.policy.hf.folder import WeightFolder
 from megatron_urpo.policy.hf.shape import ModelShape, check_layout, read_shape
@@ -85,30 +85,6 @@ def _load_prompts(field: str, paths: Sequence[Path]) -> tuple[Prompt, ...]:
 def check_program(command: Sequence[str]) -> None:
     if command and shutil.which(command[0]) is None and not Path(command[0]).is_file():
         raise ConfigError(f"evaluation.scorer: no program {command[0]!r} on the PATH; give a command that can be run")
-
-
-def check_lengths(config: Config, shape: ModelShape) -> None:
-    """Raises ConfigError where the longest sample would fit neither the model's context nor a micro-batch."""
-    sums = {
-        "rollout": (config.rollout.max_prompt_tokens, config.rollout.max_new_tokens),
-        "referee": (config.referee.max_prompt_tokens, config.referee.max_new_tokens),
-    }
-    recipe = None if config.fp8.format == "none" else config.fp8.recipe
-    align = token_alignment(recipe, config.parallel.tensor, config.parallel.sequence)
-    for section, (prompt, new) in sums.items():
-        if prompt + new > shape.max_positions:
-            raise ConfigError(
-                f"{section}.max_prompt_tokens: {prompt} + {section}.max_new_tokens {new} = {prompt + new} is above the"
-                f" model's context of {shape.max_positions} tokens (max_position_embeddings); lower one of them"
-            )
-        padding = round_up(prompt + new, align) - prompt - new
-        if prompt + new + padding > config.loss.max_tokens_per_micro_batch:
-            padded = f" + {padding} of padding" if padding else ""
-            raise ConfigError(
-                f"loss.max_tokens_per_micro_batch: {config.loss.max_tokens_per_micro_batch} is below {section}."
-                f"max_prompt_tokens {prompt} + {section}.max_new_tokens {new}{padded} = {prompt + new + padding};"
-                " a micro-batch must hold the longest sample; raise it or lower those"
-            )
 
 
 def _check_logging(config: Config) -> None:

@@ -5,6 +5,7 @@
 #   logprobs   log-probabilities in chunks against whole logits: time and peak memory
 #   sync       weights into a real SGLang server by each transport: export, sending, load, beside a plain copy
 #   collect    makespan of a collection that judges early against one with two barriers, on scripted servers
+#   plan       what `megatron-urpo plan` predicts of memory against what ranks take, and the time of its search
 #   faults     10,000 requests to scripted servers of which some break off or hang: what is answered, retries, memory
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

@@ -4,6 +4,7 @@ import click
 
 from megatron_urpo import __version__
 from megatron_urpo.cli.looking import defaults, report
+from megatron_urpo.cli.planning import doctor, plan
 from megatron_urpo.cli.training import evaluate, replay, sft, train
 
 
@@ -23,5 +24,5 @@ def main() -> None:
     """
 
 
-for command in (train, sft, evaluate, replay, report, defaults):
+for command in (train, sft, evaluate, replay, plan, doctor, report, defaults):
     main.add_command(command)

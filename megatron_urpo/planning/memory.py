@@ -1,0 +1,62 @@
+"""What one GPU of the trainer must hold at once."""
+
+from dataclasses import dataclass
+
+from megatron_urpo.config import Config
+from megatron_urpo.config.model import ParallelConfig
+from megatron_urpo.planning.activations import Activations, activations
+from megatron_urpo.planning.parameters import Parameter, stage_parameters
+from megatron_urpo.planning.states import DTYPE_BYTES, States, states
+from megatron_urpo.policy.hf.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes of a rank of pipeline stage `stage`, at its peak while it trains."""
+
+    stage: int
+    parameters: int
+    states: States
+    unsharded_optimizer: int
+    """The optimizer without the distributed one, to compare."""
+    reference: int
+    activations: Activations
+    sync_buffers: int
+
+    @property
+    def at_start(self) -> int:
+        """Before the first update, when servers are started."""
+        return self.states.total - self.states.moments + self.reference
+
+    @property
+    def peak(self) -> int:
+        return self.states.total + self.reference + self.activations.peak + self.sync_buffers
+
+
+def rank_memory(
+    config: Config, shape: ModelShape, layout: ParallelConfig, data: int, stage: int, sync_buffers: int, padding: float
+) -> RankMemory:
+    """Of the rank with the most to hold in a stage; `sync_buffers` are rank 0's."""
+    dtype, cap = config.model.dtype, config.loss.max_tokens_per_micro_batch
+    parameters = stage_parameters(shape, layout.tensor, layout.pipeline, stage)
+    held = sum(parameter.size for parameter in parameters)
+    whole = states(parameters, dtype, data, distributed=False)
+    return RankMemory(
+        stage=stage,
+        parameters=held,
+        states=_largest(parameters, dtype, data) if layout.distributed_optimizer else whole,
+        unsharded_optimizer=whole.optimizer,
+        reference=held * DTYPE_BYTES[dtype] if config.loss.kl_coefficient else 0,
+        activations=activations(shape, layout, dtype, cap, cap, stage, padding),
+        sync_buffers=sync_buffers if stage == 0 else 0,
+    )
+
+
+def _largest(parameters: list[Parameter], dtype: str, data: int) -> States:
+    """Padding lies between and behind parameters, so the first data-parallel rank's part is as full as any."""
+    return states(parameters, dtype, data, distributed=True)
+
+
+def stages_to_look_at(pipeline: int) -> list[int]:
+    """Those between the second and the last hold less than the second: fewer micro-batches are under way."""
+    return sorted({0, min(1, pipeline - 1), pipeline - 1})
