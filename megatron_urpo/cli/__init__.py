@@ -3,6 +3,7 @@
 import click
 
 from megatron_urpo import __version__
+from megatron_urpo.cli.cluster import sbatch, server
 from megatron_urpo.cli.looking import defaults, report
 from megatron_urpo.cli.planning import doctor, plan
 from megatron_urpo.cli.training import evaluate, replay, sft, train
@@ -24,5 +25,5 @@ def main() -> None:
     """
 
 
-for command in (train, sft, evaluate, replay, plan, doctor, report, defaults):
+for command in (train, sft, evaluate, replay, plan, doctor, sbatch, server, report, defaults):
     main.add_command(command)

@@ -29,6 +29,17 @@ def choose_ports(config: ServersConfig, field: str) -> list[int]:
     return ports
 
 
+def is_free(host: str, port: int) -> bool:
+    """Whether `port` can be listened on at address `host` of this machine."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
 def free_ports(count: int) -> list[int]:
     probes = [socket.socket() for _ in range(count)]
     for probe in probes:
