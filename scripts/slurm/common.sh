@@ -119,12 +119,10 @@ ask_ranks_to_save() {
 }
 
 wait_ranks() {
+    # A signal to this shell ends a wait, not the step; the shell remembers how that ended.
+    while wait "$step_pid" || true; kill -0 "$step_pid" 2>/dev/null; do :; done
     code=0
     wait "$step_pid" || code=$?
-    while kill -0 "$step_pid" 2>/dev/null; do # a signal to this shell ended the wait, not the step
-        code=0
-        wait "$step_pid" || code=$?
-    done
     step_pid=''
     # srun gives the largest code: one rank's wrong input must not hide behind the end of the others.
     if grep -qsx ".* $EXIT_INPUT" "$log_dir"/rank_*.exit; then code=$EXIT_INPUT; fi

@@ -9,11 +9,9 @@ echo "$(hostname) ended_without_a_word" >"$exit_file"
 child=$!
 trap 'kill -USR1 "$child" 2>/dev/null' USR1
 trap 'kill -TERM "$child" 2>/dev/null' TERM
+# A signal ends a wait, not the command; the shell remembers how that ended.
+while wait "$child"; kill -0 "$child" 2>/dev/null; do :; done
 code=0
 wait "$child" || code=$?
-while kill -0 "$child" 2>/dev/null; do
-    code=0
-    wait "$child" || code=$?
-done
 echo "$(hostname) $code" >"$exit_file"
 exit "$code"

@@ -3,8 +3,10 @@
 All jobs of one module are queued at once: most of the time goes into imports.
 """
 
+import json
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +14,16 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from tests.cluster.slurm import SCRIPTS, Slurm, changes, log_of, metrics, num_steps_done, until
+from tests.cluster.slurm import SCRIPTS, Slurm, changes, log_of, metrics, until
 from tests.support.miniature import Miniature
 
-STEPS = 10
+STEPS = 4
+HOLD = """
+trap '' USR1 TERM
+while [ -e "$1" ]; do touch "$1.waiting"; sleep 0.1; done
+rm -f "$1.waiting"
+sed 's/.*/{"quality": 0.5}/'
+"""
 
 
 @dataclass(frozen=True)
@@ -30,8 +38,17 @@ class Jobs:
 @pytest.fixture(scope="module")
 def jobs(slurm: Slurm, miniature: Miniature, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
     folder = tmp_path_factory.mktemp("jobs")
-    steps = {"num_steps": STEPS}
-    interrupted = slurm.submit(changes(miniature, folder / "interrupted", **steps), 2)
+    (folder / "hold.sh").write_text(HOLD)
+    (folder / "held_out.jsonl").write_text(
+        next(line for line in miniature.train.read_text().splitlines(True) if json.loads(line)["task"] == "instruction")
+    )
+    (folder / "hold").touch()
+    steps = {"num_steps": STEPS, "evaluation.data": f"[{folder / 'held_out.jsonl'}]", "evaluation.every": 1}
+
+    def scorer(name: str) -> dict[str, str]:
+        return {"evaluation.scorer": json.dumps(["bash", str(folder / "hold.sh"), str(folder / name)])}
+
+    interrupted = slurm.submit(changes(miniature, folder / "interrupted", **steps, **scorer("hold")), 2)
     wrong = changes(
         miniature,
         folder / "wrong",
@@ -40,7 +57,9 @@ def jobs(slurm: Slurm, miniature: Miniature, tmp_path_factory: pytest.TempPathFa
     return Jobs(
         folder,
         interrupted=interrupted,
-        unbroken=slurm.submit(changes(miniature, folder / "unbroken", **steps), 2, "--name", "left-alone"),
+        unbroken=slurm.submit(
+            changes(miniature, folder / "unbroken", **steps, **scorer("none")), 2, "--name", "left-alone"
+        ),
         wrong=slurm.submit(wrong, 1),
         array=_submit_array(slurm, miniature, folder),
     )
@@ -74,27 +93,22 @@ def rank_process(run_dir: Path, rank: int) -> psutil.Process:
 
 
 def test_saved_preempted_and_killed_it_ends_with_the_numbers_of_an_unbroken_run(slurm: Slurm, jobs: Jobs) -> None:
-    run, number = jobs.folder / "interrupted", jobs.interrupted
+    """Each time while rank 0 is held by the program that rates answers, so that no clock decides where it happens."""
+    run, number, hold = jobs.folder / "interrupted", jobs.interrupted, jobs.folder / "hold"
 
-    def next_start(after_step: int, start: int) -> None:
-        until(
-            lambda: num_steps_done(run) > after_step, f"step {after_step + 1} of start {start}: {log_of(run, number)}"
-        )
+    def interrupt(start: int, strike: Callable[[], object]) -> None:
+        until(hold.with_suffix(".waiting").exists, f"start {start}", seconds=600)
+        strike()
+        hold.unlink()
+        until(lambda: restarts(slurm, number) == start + 1, f"restart {start + 1}: {log_of(run, number)}", seconds=600)
+        hold.touch()  # long before the new start has imported anything
 
-    next_start(0, 0)
-    slurm.ask("scancel", "--signal=USR1", number)
-    until(lambda: restarts(slurm, number) == 1, "restart 1")
+    interrupt(0, lambda: slurm.ask("scancel", "--signal=USR1", number))
     assert "exit code 85" in log_of(run, number)
-
-    next_start(num_steps_done(run), 1)
-    slurm.ask("scontrol", "requeue", number)
-    until(lambda: restarts(slurm, number) == 2, "restart 2")
-
-    next_start(num_steps_done(run), 2)
-    os.kill(rank_process(run, 3).pid, signal.SIGKILL)
-    until(lambda: restarts(slurm, number) == 3, "restart 3")
-    assert log_of(run, number).splitlines()[-1].startswith("Error: rank 3 on urpo2 "), log_of(run, number)
-
+    interrupt(1, lambda: slurm.ask("scontrol", "requeue", number))
+    interrupt(2, lambda: os.kill(rank_process(run, 3).pid, signal.SIGKILL))
+    assert "\nError: rank 3 on urpo2 " in log_of(run, number)
+    hold.unlink()
     assert slurm.wait(number)["ExitCode"] == "0:0", log_of(run, number)
     assert slurm.wait(jobs.unbroken)["ExitCode"] == "0:0", log_of(jobs.folder / "unbroken", jobs.unbroken)
     assert metrics(run) == metrics(jobs.folder / "unbroken")
@@ -105,7 +119,7 @@ def test_saved_preempted_and_killed_it_ends_with_the_numbers_of_an_unbroken_run(
 def test_two_nodes_with_two_ranks_each_train_together(slurm: Slurm, jobs: Jobs) -> None:
     assert slurm.wait(jobs.unbroken)["ExitCode"] == "0:0"
     run = jobs.folder / "unbroken"
-    assert len(metrics(run)) == STEPS
+    assert len(metrics(run)) == STEPS + 1  # step 0 is the model before training
     exits = sorted((run / "jobs" / jobs.unbroken / "start_0").glob("rank_*.exit"))
     assert [path.read_text() for path in exits] == ["urpo1 0\n", "urpo1 0\n", "urpo2 0\n", "urpo2 0\n"]
 
