@@ -137,7 +137,7 @@ def test_an_array_shares_neither_ports_nor_folders(slurm: Slurm, jobs: Jobs) -> 
     places = []
     for task in (0, 1):
         assert slurm.wait(f"{jobs.array}_{task}")["ExitCode"] == "0:0", (folder / f"{task}.log").read_text()
-        assert len(metrics(folder / f"run_{task}")) == 1
+        assert [line["step"] for line in metrics(folder / f"run_{task}")] == [0, 1]
         places.append((folder / f"{task}.log").read_text().splitlines()[0].split(" on ")[1].split(", "))
     assert places[0][1].split(":")[1] != places[1][1].split(":")[1]
     assert places[0][2] != places[1][2]
