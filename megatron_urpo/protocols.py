@@ -58,6 +58,17 @@ class SaveFailed(RuntimeError):
     """A checkpoint could not be written; those before it are as they were."""
 
 
+class RankLost(RuntimeError):
+    """A rank died, stopped answering or raised an error, so the others cannot go on; started again the run does."""
+
+    exit_code = 75
+
+    def __init__(self, message: str, tell: bool = True) -> None:
+        """`tell`: whether it falls to this rank to say it."""
+        super().__init__(message)
+        self.tell = tell
+
+
 class Generator(Protocol):
     """Samples completions from one version of the policy."""
 

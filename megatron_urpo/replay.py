@@ -67,7 +67,7 @@ def replay(run: Path, step: int, overrides: Sequence[str] = ()) -> bool:
     if tolerance == 0:
         torch.set_num_threads(origin.num_threads)
     recorded = {int(line["step"] or 0): line for line in read_metrics(run / "metrics.jsonl", [])}
-    with joined_ranks(config.parallel, config.seed) as parallel:
+    with joined_ranks(config.parallel, config.seed, config.launch) as parallel:
         say: Say = click.echo if parallel.rank == 0 else (lambda text: None)
         say(f"step {step} of {run}: {_described(route)}; {_layout(config, parallel)}")
         policy = _policy(config, parallel, route)

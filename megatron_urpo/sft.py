@@ -27,7 +27,7 @@ def sft(config: SftConfig) -> None:
     _, tokenizer = check_model(config.model, config.parallel, config.fp8)
     rows = read_conversations(config.data.train)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
-    with joined_ranks(config.parallel, config.seed) as parallel:
+    with joined_ranks(config.parallel, config.seed, config.launch) as parallel:
         policy = build_policy(
             config.model, config.optimizer, config.parallel, parallel, config.num_steps, 1, fp8=config.fp8
         )

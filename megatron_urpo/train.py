@@ -33,13 +33,17 @@ def train(config: Config, resolved: str = "") -> int:
     inputs = check_inputs(config)
     with (
         StopRequest() as stop,
-        joined_ranks(config.parallel, config.seed) as parallel,
+        joined_ranks(config.parallel, config.seed, config.launch) as parallel,
         run_lock(config.run_dir, parallel, click.echo),
     ):
         policy = new_policy(config, parallel)
         prompts = inputs.stream(config)
         step, health, ahead = resume(config, policy, prompts)
-        with Rank0.open(config, inputs, parallel, step, stop) as rank0, Saver(config, policy, step) as saver:
+        with (
+            Rank0.open(config, inputs, parallel, step, stop) as rank0,
+            Saver(config, policy, step) as saver,
+            parallel.naming_errors(),
+        ):
             send_weights(policy, rank0, version=step)
             parallel.from_rank0(rank0.begin, step, resolved, parallel.world_size)
             overlap = config.rollout.overlap

@@ -3,6 +3,7 @@
 import click
 
 from megatron_urpo import __version__
+from megatron_urpo.cli.cluster import sbatch, server
 from megatron_urpo.cli.data import inspect, pack
 from megatron_urpo.cli.looking import defaults, report
 from megatron_urpo.cli.planning import doctor, plan
@@ -26,5 +27,7 @@ def main() -> None:
     """
 
 
-for command in (train, sft, evaluate, replay, report, score, pack, inspect, plan, doctor, defaults):
+for command in (
+    train, sft, evaluate, replay, report, score, pack, inspect, plan, doctor, sbatch, server, defaults,
+):  # fmt: skip
     main.add_command(command)

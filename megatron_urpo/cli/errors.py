@@ -15,13 +15,13 @@ from megatron_urpo.config import ConfigError
 def user_errors() -> Iterator[None]:
     """A mistake in the user's files is one line and exit code 2, a run that cannot go on one line and exit code 1.
 
-    Either is told once; everything else keeps its traceback.
+    Either is told once; the loss of another rank is one line and exit code 75; everything else keeps its traceback.
     """
     # megatron-core and torch warn, at import and on first use, of choices that this package made knowingly.
     warnings.filterwarnings("ignore", module=r"(megatron|torch)\b")
     from megatron_urpo.data.errors import DataError
     from megatron_urpo.health import TrainingStopped
-    from megatron_urpo.protocols import EngineError, RankZeroError, SaveFailed, WeightsLost
+    from megatron_urpo.protocols import EngineError, RankLost, RankZeroError, SaveFailed, WeightsLost
     from megatron_urpo.quality import QualityError
 
     try:
@@ -31,6 +31,10 @@ def user_errors() -> Iterator[None]:
         sys.exit(2)
     except RankZeroError:
         sys.exit(1)  # rank 0 says it
+    except RankLost as error:
+        if error.tell:
+            click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
     except (TrainingStopped, QualityError, EngineError, WeightsLost, SaveFailed) as error:
         _tell(f"Error: {error}")
         sys.exit(1)

@@ -22,7 +22,9 @@ class ParallelConfig(Section):
     sequence: bool = Field(False, description="sequence parallel (with tensor > 1)")
     recompute: Literal["none", "selective", "full"] = "none"
     distributed_optimizer: bool = Field(True, description="shard optimizer state over data-parallel ranks")
-    timeout_minutes: Positive = Field(60.0, description="for collectives that wait on a rollout")
+    timeout_minutes: Positive = Field(
+        60.0, description="for an exchange of tensors; other waits end by launch.abort_after"
+    )
 
 
 class Fp8Config(Section):

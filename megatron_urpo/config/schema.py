@@ -17,6 +17,7 @@ from megatron_urpo.config.engine import (
     VLLMServersConfig,
     WeightSyncConfig,
 )
+from megatron_urpo.config.launch import LaunchConfig
 from megatron_urpo.config.model import Fp8Config, ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_urpo.config.reward import RefereeConfig, VerifierConfig
 from megatron_urpo.config.section import Fraction, NonNegative, Positive, Section
@@ -102,6 +103,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
+    launch: LaunchConfig = LaunchConfig()
 
 
 class ScoreConfig(Section):
@@ -127,3 +129,4 @@ class SftConfig(Section):
     fp8: Fp8Config = Fp8Config()
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5)
     data: SftDataConfig
+    launch: LaunchConfig = LaunchConfig()

@@ -14,7 +14,7 @@ def choose_ports(config: ServersConfig, field: str) -> list[int]:
     Raises ConfigError where one that the user chose is taken.
     """
     if config.port == 0:
-        return _free_ports(config.num_servers)
+        return free_ports(config.num_servers)
     ports = [config.port + index for index in range(config.num_servers)]
     for port in ports:
         with socket.socket() as probe:
@@ -29,7 +29,18 @@ def choose_ports(config: ServersConfig, field: str) -> list[int]:
     return ports
 
 
-def _free_ports(count: int) -> list[int]:
+def is_free(host: str, port: int) -> bool:
+    """Whether `port` can be listened on at address `host` of this machine."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_ports(count: int) -> list[int]:
     probes = [socket.socket() for _ in range(count)]
     for probe in probes:
         probe.bind((LOOPBACK, 0))

@@ -1,7 +1,7 @@
 """Process groups: how many ranks there are, which part of the model this one holds, and talk between ranks.
 
-Tensors travel over NCCL on GPUs and gloo on CPUs. Control traffic (`from_rank0`, `any`) always goes over gloo, with a
-time-out of its own: rank 0 may spend an hour in a rollout while the others wait.
+Tensors travel over NCCL on GPUs and gloo on CPUs. Control traffic (`from_rank0`, `any`) always goes over gloo, whose
+time-out is out of reach: rank 0 may spend hours in a rollout while the others wait. That it lives, `watch.py` knows.
 """
 
 import contextlib
@@ -18,12 +18,17 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_urpo.config import ConfigError
+from megatron_urpo.config.launch import LaunchConfig
 from megatron_urpo.config.model import ParallelConfig
 from megatron_urpo.policy import platform
-from megatron_urpo.protocols import RankZeroError
+from megatron_urpo.policy.rendezvous import join_store, watch_ranks
+from megatron_urpo.policy.watch import Watch
+from megatron_urpo.protocols import RankLost, RankZeroError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+CONTROL_TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Parallel:
     data_rank: int
     device: torch.device
     control: dist.ProcessGroup
+    watch: Watch | None = None
 
     @property
     def is_last_stage(self) -> bool:
@@ -84,6 +90,20 @@ class Parallel:
         dist.all_gather_object(values, value, group=self.control)
         return values
 
+    @contextlib.contextmanager
+    def naming_errors(self) -> Iterator[None]:
+        """An error inside is told to every rank at once, before anything is cleaned up here.
+
+        One that follows from another rank's end is replaced by RankLost, which names that rank.
+        """
+        try:
+            yield
+        except BaseException as error:
+            lost = None if self.watch is None or isinstance(error, RankLost) else self.watch.explain(error)
+            if lost is None:
+                raise
+            raise lost from error
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier(group=self.control)
@@ -106,8 +126,11 @@ def check_world_size(config: ParallelConfig, world_size: int) -> None:
         )
 
 
-def init_parallel(config: ParallelConfig, seed: int = 0) -> Parallel:
-    """Joins the process groups; without a launcher this process is the only rank."""
+def init_parallel(config: ParallelConfig, seed: int = 0, launch: LaunchConfig | None = None) -> Parallel:
+    """Joins the process groups; without a launcher this process is the only rank.
+
+    With `launch`, ranks watch each other. Raises RankLost where not all of them come.
+    """
     world_size = launched_world_size()
     check_world_size(config, world_size)
     platform.install()
@@ -117,8 +140,15 @@ def init_parallel(config: ParallelConfig, seed: int = 0) -> Parallel:
         torch.cuda.set_device(device)
     timeout = timedelta(minutes=config.timeout_minutes)
     backend = "nccl" if device.type == "cuda" else "gloo"
+    watch = None
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+        store = join_store(timedelta(seconds=(launch or LaunchConfig()).join_seconds))
+        if launch is not None and world_size > 1:
+            watch = watch_ranks(int(os.environ["RANK"]), world_size, launch)
+        store.set_timeout(timeout)
+        dist.init_process_group(
+            backend, store=store, rank=int(os.environ["RANK"]), world_size=world_size, timeout=timeout
+        )
     else:
         dist.init_process_group(
             backend,
@@ -127,7 +157,7 @@ def init_parallel(config: ParallelConfig, seed: int = 0) -> Parallel:
             store=dist.HashStore(),  # type: ignore[attr-defined]
             timeout=timeout,
         )
-    control = dist.new_group(backend="gloo", timeout=timeout)
+    control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
     parallel_state.initialize_model_parallel(config.tensor, config.pipeline)
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed)
@@ -142,17 +172,25 @@ def init_parallel(config: ParallelConfig, seed: int = 0) -> Parallel:
         data_rank=parallel_state.get_data_parallel_rank(),
         device=device,
         control=control,
+        watch=watch,
     )
 
 
 @contextlib.contextmanager
-def joined_ranks(config: ParallelConfig, seed: int = 0) -> Iterator[Parallel]:
-    """`init_parallel`, and `close_parallel` on every way out."""
-    parallel = init_parallel(config, seed)
+def joined_ranks(config: ParallelConfig, seed: int = 0, launch: LaunchConfig | None = None) -> Iterator[Parallel]:
+    """`init_parallel`, and `close_parallel` on every way out. Ranks leave together where no error was raised."""
+    parallel = init_parallel(config, seed, launch or LaunchConfig())
     try:
-        yield parallel
+        with parallel.naming_errors():
+            yield parallel
+            if parallel.watch is not None:
+                parallel.watch.leaving()
+                parallel.barrier()
     finally:
+        # The watch last: where a peer is gone, leaving a process group may hang, and then the watch ends it.
         close_parallel()
+        if parallel.watch is not None:
+            parallel.watch.leave()
 
 
 def close_parallel() -> None:

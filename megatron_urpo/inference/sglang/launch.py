@@ -11,7 +11,7 @@ from megatron_urpo.inference.process import ServerProcess
 
 @dataclass(frozen=True)
 class SGLangLauncher:
-    """Implements `fleet.client.Launcher` for server `index` of `config`, which listens on `port` of this machine.
+    """Implements `fleet.client.Launcher` for server `index` of `config`, at `host` and `port` of this machine.
 
     It is sent token ids and answers in token ids, so it needs no tokenizer.
     """
@@ -20,6 +20,7 @@ class SGLangLauncher:
     model: Path
     index: int
     port: int
+    host: str = LOOPBACK
 
     def start(self, log: Path) -> ServerProcess:
         return ServerProcess(self.command(), self.config.environment, log)
@@ -29,7 +30,7 @@ class SGLangLauncher:
         program = [sys.executable if word == "python" else word for word in config.command]
         flags = {
             "model-path": str(self.model.absolute()),
-            "host": LOOPBACK,
+            "host": self.host,
             "port": str(self.port),
             "dtype": config.dtype,
             "tp-size": str(config.tensor),

@@ -35,12 +35,13 @@ class VLLMProcess(ServerProcess):
 
 @dataclass(frozen=True)
 class VLLMLauncher:
-    """Implements `fleet.client.Launcher` for server `index` of `config`, which listens on `port` of this machine."""
+    """Implements `fleet.client.Launcher` for server `index` of `config`, at `host` and `port` of this machine."""
 
     config: ServersConfig
     model: Path
     index: int
     port: int
+    host: str = LOOPBACK
 
     def start(self, log: Path) -> ServerProcess:
         return VLLMProcess(self.command(), self.environment(), log)
@@ -50,7 +51,7 @@ class VLLMLauncher:
         program = [sys.executable if word == "python" else word for word in config.command]
         flags = {
             "model": str(self.model.absolute()),
-            "host": LOOPBACK,
+            "host": self.host,
             "port": str(self.port),
             "dtype": config.dtype,
             "tensor-parallel-size": str(config.tensor),
