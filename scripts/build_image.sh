@@ -89,6 +89,8 @@ arguments=(--file Dockerfile --target "$target" --tag "$tag" --build-arg "COMMIT
 if [ -n "$cpu" ]; then
     arguments+=(--isolation chroot --pull=never --network host --format docker)
 fi
+# Buildah gives a build 1024 open files, docker what its daemon has; the tests need more.
+arguments+=(--ulimit nofile=65536:65536)
 started=$SECONDS
 "$builder" build "${arguments[@]}" "$@" .
 echo "built $tag, stage $target, in $((SECONDS - started)) s"
