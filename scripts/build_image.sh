@@ -89,6 +89,12 @@ arguments=(--file Dockerfile --target "$target" --tag "$tag" --build-arg "COMMIT
 if [ -n "$cpu" ]; then
     arguments+=(--isolation chroot --pull=never --network host --format docker)
 fi
+if [ "$builder" = buildah ]; then
+    # It gives a build 1024 open files, too few for the tests, unless told; more than this shell may have it cannot give.
+    files=$(ulimit -H -n)
+    [[ $files =~ ^[0-9]+$ ]] && [ "$files" -le 65536 ] || files=65536
+    arguments+=(--ulimit "nofile=$files:$files")
+fi
 started=$SECONDS
 "$builder" build "${arguments[@]}" "$@" .
 echo "built $tag, stage $target, in $((SECONDS - started)) s"

@@ -11,4 +11,6 @@ if ! bash scripts/sglang_cpu/install.sh; then
     echo "no SGLang environment (above: why); the tests of real servers will be skipped" >&2
 fi
 
+# Hundreds of runs within one process keep sockets; a login shell often allows 1024 files although it could have more.
+ulimit -S -n 65536 2>/dev/null || ulimit -S -n "$(ulimit -H -n)"
 exec python -m pytest "$@"

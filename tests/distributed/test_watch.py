@@ -34,7 +34,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
 def test_the_other_rank_ends_in_time_and_names_it(ranks: Ranks, death: str, victim: int) -> None:
     survivor = ranks[f"{death} of {victim}: rank {1 - victim}"]
     assert survivor["status"] == 75, survivor["said"]
-    assert survivor["seconds"] < ABORT_AFTER
+    # A busy machine may take longer than the limit itself; without a watch it would be the hour of a collective.
+    assert survivor["seconds"] < 5 * ABORT_AFTER
     last = survivor["said"].splitlines()[-1]
     assert last.startswith(f"Error: rank {victim} on {socket.gethostname()} "), survivor["said"]
     cause = {
