@@ -17,7 +17,7 @@ from megatron_urpo.preflight import check_inputs
 from megatron_urpo.rank0 import Rank0, due
 from megatron_urpo.rollout.samples import build_samples
 from megatron_urpo.signals import StopRequest
-from megatron_urpo.weights import send_weights
+from megatron_urpo.weights import release_memory, send_weights
 
 
 def train(config: Config, resolved: str = "") -> int:
@@ -38,6 +38,7 @@ def train(config: Config, resolved: str = "") -> int:
             stopped = False
             while step < config.num_steps and not stopped:
                 rollout = batches.take(step)
+                release_memory(rank0, parallel)
                 samples = build_samples(rollout.groups)
                 parallel.from_rank0(rank0.keep, step + 1, samples.samples)
                 every = config.logging.task_gradients_every
