@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, ParamSpec, Protocol, TypeVar
 
 from megatron_urpo.types import Completion, GenerationRequest, Message
 
@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+MemoryTag = Literal["kv_cache", "weights"]
+MEMORY_TAGS: tuple[MemoryTag, ...] = ("kv_cache", "weights")
+"""What a server can release of its GPU memory, by the names that SGLang and vLLM share."""
+NO_WEIGHTS = "released"
+"""The version of a server whose weights were released and never sent again; read as -1."""
 
 
 class EngineError(RuntimeError):
@@ -138,12 +144,27 @@ class UpdatableServer(Protocol):
     def end_update(self, version: int) -> None:
         """Forgets what was cached for the old weights, stamps `version`, and generates again."""
 
+    def release(self) -> None:
+        """Stops generation and gives back the GPU memory of KV cache and weights, whose content is lost."""
+
+    def resume(self, tag: MemoryTag) -> None:
+        """Takes that memory again; nothing where it is not released. What is in it has to be sent or computed anew."""
+
+    def started_anew(self) -> None:
+        """It is another process now, which has released nothing."""
+
+    def give_back(self) -> None:
+        """Takes everything again and generates, by weights that nobody sent: for the next who attaches to it."""
+
 
 class ServerPool(Protocol):
     """The servers of an engine as weight updates see them."""
 
     def updatable(self) -> Sequence[UpdatableServer]:
         """Those that answer. Raises EngineError where none does and none is being started."""
+
+    def set_aside(self) -> Sequence[UpdatableServer]:
+        """Those that answer, perhaps none; they are about to release memory and serve nothing before an update."""
 
     def updated(self, servers: Sequence[UpdatableServer], version: int) -> None:
         """From now on these, and no others, serve `version`."""

@@ -21,7 +21,7 @@ from megatron_urpo.rollout.samples import build_samples
 from megatron_urpo.run_lock import run_lock
 from megatron_urpo.saving import Saver
 from megatron_urpo.signals import StopRequest
-from megatron_urpo.weights import send_weights
+from megatron_urpo.weights import release_memory, send_weights
 
 
 def train(config: Config, resolved: str = "") -> int:
@@ -55,6 +55,7 @@ def train(config: Config, resolved: str = "") -> int:
                     stopped = True
                     break
                 saver.settle()
+                release_memory(rank0, parallel)
                 samples = build_samples(rollout.groups)
                 parallel.from_rank0(rank0.keep, step + 1, samples.samples)
                 every = config.logging.task_gradients_every

@@ -17,6 +17,8 @@ def check_config(config: Config) -> None:
     _check_referee(config)
     if config.rollout.overlap:
         _check_overlap(config)
+    if config.rollout.release_memory:
+        _check_release(config)
     if config.rollout.engine == "sglang":
         _check_servers(config, config.rollout.sglang)
     if config.rollout.engine == "vllm":
@@ -98,6 +100,35 @@ def _check_overlap(config: Config) -> None:
             "rollout.overlap: 1 with loss.old_logprobs recompute and loss.rollout_correction none; a batch is one"
             " update older than the policy that learns from it, and nothing would correct for it; set"
             " rollout_correction to token_tis or sequence_mis, or old_logprobs to rollout"
+        )
+
+
+MEMORY_FLAGS = {"sglang": "enable-memory-saver", "vllm": "enable-sleep-mode"}
+"""Without them a server answers that it released its memory, and keeps it."""
+
+
+def _check_release(config: Config) -> None:
+    engine, field = config.rollout.engine, "rollout.release_memory: true"
+    if engine == "embedded":
+        raise ConfigError(
+            f"{field} with rollout.engine embedded, which has no servers that could release any; use servers, or set it"
+            " to false"
+        )
+    if config.rollout.overlap:
+        raise ConfigError(
+            f"{field} with rollout.overlap 1, which generates while the policy trains; set one of them to false or 0"
+        )
+    flags = (config.rollout.sglang if engine == "sglang" else config.rollout.vllm).flags
+    if flags.get("device") == "cpu":
+        raise ConfigError(
+            f"{field} with rollout.{engine}.flags device cpu; a server on a CPU releases nothing; set it to false, or"
+            " use a GPU"
+        )
+    if flags.get(MEMORY_FLAGS[engine], True) is not True:
+        raise ConfigError(
+            f"{field} with rollout.{engine}.flags {MEMORY_FLAGS[engine]} {flags[MEMORY_FLAGS[engine]]}; without the"
+            " flag a server keeps its memory and answers with success; leave it out (it is added), or set"
+            " release_memory to false"
         )
 
 

@@ -32,6 +32,9 @@ class RolloutConfig(Section):
     overlap: int = Field(
         0, ge=0, le=1, description="1: the next batch is collected while this one trains, by weights one update older"
     )
+    release_memory: bool = Field(
+        False, description="servers give their GPU memory back while the policy trains, for those that share its GPUs"
+    )
     resample_rounds: int = Field(0, ge=0, description="times that groups without signal are replaced in a step")
     embedded: EmbeddedConfig = EmbeddedConfig()
     sglang: ServersConfig = ServersConfig()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from megatron_urpo.protocols import EngineError, PushAgain, ServerPool
+from megatron_urpo.protocols import EngineError, MemoryTag, PushAgain, ServerPool, UpdatableServer
 from megatron_urpo.weight_sync.buckets import check_end, fill, plan_buckets
 from megatron_urpo.weight_sync.calls import Caller, ServersFailed
 from megatron_urpo.weight_sync.transport import Sending, Transport
@@ -35,14 +35,29 @@ class ServerWeights:
         self._buffers = [transport.buffer(largest, device) for _ in self._buckets[:2]]
         self.seconds = {"gather": 0.0, "wait": 0.0}
         """Of the last update: filling buffers, and waiting for one to be sent."""
+        self._release_seconds: float | None = None
+        """Of the last release and the resumes after it; None where nothing was released yet."""
 
     def metrics(self) -> dict[str, float]:
         """Of an update: bytes that each server gets, buckets, and what `seconds` has of the last."""
+        released = {} if self._release_seconds is None else {"time/release": self._release_seconds}
         return {
+            **released,
             "weight_sync/bytes": float(sum(bucket.num_bytes for bucket in self._buckets)),
             "weight_sync/buckets": float(len(self._buckets)),
             **{f"time/weight_sync_{part}": seconds for part, seconds in self.seconds.items()},
         }
+
+    def release(self) -> None:
+        """Every server gives its GPU memory to the trainer until the next update; one that fails to is lost."""
+        start = time.perf_counter()
+        servers = self._pool.set_aside()
+        try:
+            self._caller.each(servers, lambda server: server.release())
+        except ServersFailed as failed:
+            for server, error in (*failed.gone, *failed.refused):
+                self._pool.lost(server, error)
+        self._release_seconds = time.perf_counter() - start
 
     def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """See `protocols.WeightReceiver`.
@@ -54,10 +69,12 @@ class ServerWeights:
         """
         servers = self._pool.updatable()
         try:
+            self._resume(servers, "weights")
             self._caller.each(servers, lambda server: server.begin_update())
             self._transport.open(servers)
             self._send(tensors)
             self._transport.finish()
+            self._resume(servers, "kv_cache")
             self._caller.each(servers, lambda server: server.end_update(version))
         except ServersFailed as failed:
             self._transport.close()
@@ -70,6 +87,21 @@ class ServerWeights:
             self._transport.close()
             raise
         self._pool.updated(servers, version)
+
+    def _resume(self, servers: Sequence[UpdatableServer], tag: MemoryTag) -> None:
+        """The cache comes after the sending, whose buffers need room, and before `end_update`, which flushes it.
+
+        A server that fails has no memory to serve from, whatever it answers, so it is as good as gone.
+        """
+        if self._release_seconds is None:
+            return
+        start = time.perf_counter()
+        try:
+            self._caller.each(servers, lambda server: server.resume(tag))
+        except ServersFailed as failed:
+            raise ServersFailed((*failed.gone, *failed.refused), ()) from None
+        finally:
+            self._release_seconds += time.perf_counter() - start
 
     def close(self) -> None:
         self._transport.close()

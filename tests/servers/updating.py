@@ -90,6 +90,9 @@ class Pool:
     def updatable(self) -> Sequence[UpdatableServer]:
         return list(self.servers)
 
+    def set_aside(self) -> Sequence[UpdatableServer]:
+        return list(self.servers)
+
     def updated(self, servers: Sequence[UpdatableServer], version: int) -> None:
         self.given.append(([server.name for server in servers], version))
 

@@ -16,6 +16,7 @@ from megatron_urpo.inference.background import BackgroundLoop
 from tests.support import scripted_form as form
 from tests.support.scripted_form import Asked, Cue, Script, as_it_should
 from tests.support.scripted_load import ScriptedLoad
+from tests.support.scripted_memory import MEMORY, ScriptedMemory
 from tests.support.scripted_weights import UPDATES, ScriptedWeights
 
 LOOPBACK = "127.0.0.1"
@@ -29,7 +30,7 @@ class Record:
     """One request to /generate.
 
     `outcome`: `waiting`, and at its end the fate that it met, `refused` for a status, `killed` where it ended the
-    server, `gone` where the client left first.
+    server, `released` where it had no memory, `gone` where the client left first.
     """
 
     asked: Asked
@@ -50,6 +51,8 @@ class ScriptedServer:
         cache_tokens: int = 16384,
         dtype: str = "bfloat16",
         model_path: str = "scripted",
+        device: str = "cuda",
+        memory_saver: bool = False,
     ) -> None:
         self.script, self.seconds_per_token = script, seconds_per_token
         self.healthy = True
@@ -58,6 +61,9 @@ class ScriptedServer:
         """Path and body of every POST but /generate."""
         self._slots, self._vocab_size, self._context = slots, vocab_size, context
         self._cache_tokens, self._dtype, self._model_path = cache_tokens, dtype, model_path
+        self._device, self._memory_saver = device, memory_saver
+        self.refused_orders: set[str] = set()
+        """Paths of POSTs that are answered with status 500."""
         self._port = 0
         self._loop = BackgroundLoop("scripted server")
         self.revive()
@@ -90,6 +96,7 @@ class ScriptedServer:
 
     async def _listen(self) -> None:
         self.weights, self.load = ScriptedWeights(), ScriptedLoad(self._slots)
+        self.memory = ScriptedMemory(self._memory_saver)
         looks = {
             "/health": self._health, "/model_info": self._model_info, "/server_info": self._server_info,
             "/v1/loads": self._loads,
@@ -97,6 +104,7 @@ class ScriptedServer:
         orders = {
             "/pause_generation": self._pause, "/continue_generation": self._continue, "/abort_request": self._abort,
             "/flush_cache": self._flush, **dict.fromkeys(UPDATES, self._update),
+            **dict.fromkeys(MEMORY, self._change_memory),
         }  # fmt: skip
         application = web.Application(client_max_size=MAX_BODY_BYTES)
         application.add_routes([web.get(path, handler) for path, handler in looks.items()])
@@ -139,8 +147,7 @@ class ScriptedServer:
             return web.json_response({"error": {"message": message}}, status=status)
         if not all(0 <= i < self._vocab_size for i in record.asked.prompt_ids):
             record.outcome = "killed"
-            self._dying = asyncio.create_task(self._die())  # as the real one does
-            return await _never()
+            return await self._end()  # as the real one does
         if cue.fate == "hang":
             record.outcome = "hang"
             return await _never()
@@ -148,6 +155,9 @@ class ScriptedServer:
             return await self._run(request, record, cue)
 
     async def _run(self, request: web.Request, record: Record, cue: Cue) -> web.StreamResponse:
+        if self.memory.missing:
+            record.outcome = "released"
+            return web.Response(status=500, text=f"{sorted(self.memory.missing)} are not in memory")
         asked = record.asked
         tokens = form.completion_of(asked, cue, self._vocab_size)
         finish = form.finish_of(asked, tokens)
@@ -175,6 +185,8 @@ class ScriptedServer:
         async def note(request: web.Request) -> web.StreamResponse:
             body = await request.read()
             self.calls.append((request.path, json.loads(body) if body else None))
+            if request.path in self.refused_orders:
+                return web.Response(status=500, text="by cue")
             return await handler(request)
 
         return note
@@ -197,7 +209,18 @@ class ScriptedServer:
             return web.Response(status=400, text="Flush cache failed.\n")
         return web.Response(text="Cache flushed.\n")
 
-    async def _update(self, request: web.Request) -> web.Response:
+    async def _change_memory(self, request: web.Request) -> web.StreamResponse:
+        if self.memory.survives(request.path, (await request.json())["tags"], self.load.active == 0):
+            return web.json_response(None)
+        return await self._end()
+
+    async def _end(self) -> web.StreamResponse:
+        self._dying = asyncio.create_task(self._die())
+        return await _never()
+
+    async def _update(self, request: web.Request) -> web.StreamResponse:
+        if "weights" in self.memory.missing:
+            return await self._end()  # it would write where no memory is
         answer = self.weights.update(request.path, await request.json())
         return web.json_response(answer, status=200 if answer["success"] else 400)
 
@@ -211,6 +234,7 @@ class ScriptedServer:
     async def _server_info(self, request: web.Request) -> web.Response:
         info = form.server_info(self._model_path, self.weights.version, self._dtype, self._context)
         limits = {"max_total_num_tokens": self._cache_tokens, "max_running_requests": self._slots}
+        limits |= {"device": self._device, "enable_memory_saver": self._memory_saver}
         return web.json_response({**info, **limits})
 
     async def _loads(self, request: web.Request) -> web.Response:

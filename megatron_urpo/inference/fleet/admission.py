@@ -98,8 +98,8 @@ class Admission:
     def _give_up_if_hopeless(self) -> None:
         states = [member.state for member in self._members]
         error: Exception
-        if State.STALE in states:
-            error = WeightsLost("every server lost its weights; one that came back waits for new ones")
+        if State.STALE in states or State.RELEASED in states:
+            error = WeightsLost("no server has weights; one that came back or released them waits for new ones")
         elif all(state is State.GONE for state in states):
             error = EngineError(f"none of the {len(states)} servers is left")
         else:

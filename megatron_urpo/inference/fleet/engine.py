@@ -15,7 +15,7 @@ from pathlib import Path
 from megatron_urpo.inference.background import BackgroundLoop
 from megatron_urpo.inference.fleet.admission import Admission
 from megatron_urpo.inference.fleet.client import BadAnswer, Client, Launcher
-from megatron_urpo.inference.fleet.member import Member, Patience, StartError, State
+from megatron_urpo.inference.fleet.member import USABLE, Member, Patience, StartError, State
 from megatron_urpo.protocols import (
     EngineError,
     GenerationFailed,
@@ -93,15 +93,17 @@ class FleetEngine:
 
     def updatable(self) -> Sequence[UpdatableServer]:
         """See `protocols.ServerPool`; waits where every server is still on its way back."""
-        usable = (State.HEALTHY, State.SUSPECT, State.STALE)
         with self._changed:
             while True:
-                found = [member.client.updates for member in self._members if member.state in usable]
+                found = [member.client.updates for member in self._members if member.state in USABLE]
                 if found:
                     return found
                 if all(member.state is State.GONE for member in self._members):
                     raise EngineError(f"none of the {len(self._members)} servers is left")
                 self._changed.wait()
+
+    def set_aside(self) -> Sequence[UpdatableServer]:
+        return self._background.wait(self._set_aside())
 
     def updated(self, servers: Sequence[UpdatableServer], version: int) -> None:
         names = {server.name for server in servers}
@@ -121,7 +123,13 @@ class FleetEngine:
         return ", ".join(dict.fromkeys(member.client.describe() for member in self._members))
 
     def close(self) -> None:
-        """Stops the servers that this run started, and nothing else; ends the engine's thread."""
+        """Stops the servers that this run started; ends the engine's thread. Others serve on."""
+        for member in self._members:
+            if member.is_attached and member.state is State.RELEASED:
+                try:
+                    member.client.updates.give_back()
+                except (ServerGone, ServerRefused) as error:
+                    self._tell(f"{member.name} is left without its memory; start it again: {error}")
         self._background.wait(self._close())
         self._background.close()
 
@@ -219,6 +227,12 @@ class FleetEngine:
             elif member.state in (State.HEALTHY, State.SUSPECT):
                 member.lose(f"has no weights of version {version}")
 
+    async def _set_aside(self) -> Sequence[UpdatableServer]:
+        found = [member for member in self._members if member.state in USABLE]
+        for member in found:
+            member.set_aside()
+        return [member.client.updates for member in found]
+
     async def _lost(self, name: str, reason: str) -> None:
         for member in self._members:
             if member.name == name:
@@ -227,7 +241,7 @@ class FleetEngine:
     def _on_change(self, member: Member, reason: str) -> None:
         if member.state is State.RESTARTING:
             self.counts["restarts"] += 1
-        if member.state is not State.HEALTHY or reason == "answers again":
+        if member.state not in (State.HEALTHY, State.RELEASED) or reason == "answers again":
             self._tell(f"{member.name} is {member.state.value}: {reason}")
         with self._changed:
             self._changed.notify_all()

@@ -1,10 +1,12 @@
 """One server of a fleet and its life.
 
     healthy -> suspect -> healthy, or -> dead -> restarting -> stale -> healthy
+    healthy -> released -> healthy
 
 A request that was not answered makes a server suspect; one that then generates no token, or whose process has ended, is
 dead. A server that came back has the weights that it was started with: it is stale, and only an update with the
-policy's weights makes it healthy again. `gone` is one that will not come back.
+policy's weights makes it healthy again. A released one has given its memory to the trainer until that update. `gone`
+is one that will not come back.
 """
 
 import asyncio
@@ -29,7 +31,12 @@ class State(Enum):
     DEAD = "dead"
     RESTARTING = "restarting"
     STALE = "stale"
+    RELEASED = "released"
     GONE = "gone"
+
+
+USABLE = (State.HEALTHY, State.SUSPECT, State.STALE, State.RELEASED)
+"""States in which a server takes weights."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +101,23 @@ class Member:
 
     def lose(self, reason: str) -> None:
         """It holds weights that nobody can vouch for; it is brought back from the start."""
-        if self.state in (State.HEALTHY, State.SUSPECT, State.STALE):
+        if self.state in USABLE:
             self._become(State.DEAD, reason)
             self._suspected.set()
 
+    def set_aside(self) -> None:
+        """It serves nothing before its next update. Of one that cannot take that nothing changes."""
+        if self.state in USABLE:
+            self._become(State.RELEASED, "its memory is the trainer's")
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether it was there before the run and stays after it."""
+        return self._launcher is None
+
     def serve(self, version: int) -> None:
         """It was updated as a whole; of one that has died since nothing changes."""
-        if self.state not in (State.HEALTHY, State.SUSPECT, State.STALE):
+        if self.state not in USABLE:
             return
         self.version = version
         if self._process is not None:
@@ -145,6 +162,7 @@ class Member:
         self.restarts += 1
         self.version = -1
         await self.stop()
+        self.client.updates.started_anew()
         self._become(State.RESTARTING, f"restart {self.restarts} of {self._max_restarts}")
         try:
             await self.start()

@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_urpo.config import Config, ConfigError
 from megatron_urpo.inference.http import HttpServer
+from megatron_urpo.inference.release import check_release
 from megatron_urpo.inference.sglang.client import SGLangInfo, read_info
 from megatron_urpo.protocols import ServerGone, ServerRefused
 
@@ -42,6 +43,8 @@ def check_info(config: Config, url: str, info: SGLangInfo) -> None:
             f"{field}.dtype: {servers.dtype}, but {url} computes in {info.dtype}; set it to {info.dtype} or start the"
             f" server with --dtype {servers.dtype}"
         )
+    if config.rollout.release_memory:
+        check_release("sglang", url, info.device, info.releases_memory)
     for section, limits in (("rollout", config.rollout), ("referee", config.referee)):
         prompt, new = limits.max_prompt_tokens, limits.max_new_tokens
         if prompt > info.max_prompt_tokens or prompt + new > info.max_tokens:

@@ -35,6 +35,8 @@ class SGLangInfo:
     max_prompt_tokens: int
     max_tokens: int
     cache_tokens: int
+    device: str
+    releases_memory: bool
 
 
 class SGLangClient:
@@ -153,4 +155,6 @@ def read_info(answer: Any) -> SGLangInfo:
         max_prompt_tokens=limit - 1,
         max_tokens=limit + 4,
         cache_tokens=int(answer["max_total_num_tokens"]),
+        device=str(answer["device"]),
+        releases_memory=answer["enable_memory_saver"] is True,
     )

@@ -29,7 +29,7 @@ def connect_sglang(
         )
 
     def new_launcher(index: int, port: int) -> SGLangLauncher:
-        return SGLangLauncher(servers, config.model.path, index, port)
+        return SGLangLauncher(servers, config.model.path, index, port, release_memory=config.rollout.release_memory)
 
     logs = config.run_dir / "servers"
     return connect_fleet("sglang", servers, logs, vocab_size, new_client, new_launcher, tell)

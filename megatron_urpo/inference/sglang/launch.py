@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_urpo.config.checks import MEMORY_FLAGS
 from megatron_urpo.config.engine import ServersConfig
 from megatron_urpo.inference.ports import LOOPBACK
 from megatron_urpo.inference.process import ServerProcess
@@ -21,6 +22,7 @@ class SGLangLauncher:
     index: int
     port: int
     host: str = LOOPBACK
+    release_memory: bool = False
 
     def start(self, log: Path) -> ServerProcess:
         return ServerProcess(self.command(), self.config.environment, log)
@@ -38,7 +40,8 @@ class SGLangLauncher:
         if config.first_gpu is not None:
             flags["base-gpu-id"] = str(config.first_gpu + self.index * config.tensor)
         words = [word for name, value in flags.items() for word in (f"--{name}", value)]
-        for name, value in config.flags.items():
+        more = {MEMORY_FLAGS["sglang"]: True} if self.release_memory else {}
+        for name, value in {**more, **config.flags}.items():
             if value is True:
                 words.append(f"--{name}")
             elif value is not False:

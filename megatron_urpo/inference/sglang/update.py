@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_urpo.inference.background import BackgroundLoop
 from megatron_urpo.inference.http import HttpServer
-from megatron_urpo.protocols import ServerRefused
+from megatron_urpo.protocols import MEMORY_TAGS, NO_WEIGHTS, MemoryTag, ServerRefused
 
 NOT_FOUND = 404
 LEAVE_SECONDS = 10.0
@@ -20,6 +20,7 @@ class SGLangUpdates:
 
     def __init__(self, http: HttpServer, background: BackgroundLoop, *, tensor: int, seconds: float) -> None:
         self._http, self._background, self._tensor, self._seconds = http, background, tensor, seconds
+        self._released: set[MemoryTag] = set()
 
     @property
     def name(self) -> str:
@@ -61,6 +62,28 @@ class SGLangUpdates:
         self._background.wait(self._flush())
         self._post("/update_weight_version", {"new_version": str(version), "abort_all_requests": False})
         self._check_version(str(version))
+        self._post("/continue_generation", {})
+
+    def release(self) -> None:
+        """Nothing may run then: the server ends of an assertion."""
+        self._post("/pause_generation", {"mode": "abort"})
+        self._background.wait(self._flush())
+        self._released = set(MEMORY_TAGS)
+        self._post("/release_memory_occupation", {"tags": list(MEMORY_TAGS)})
+
+    def resume(self, tag: MemoryTag) -> None:
+        """A second resume ends the server, so it is forgotten before it is asked for."""
+        if tag in self._released:
+            self._released.remove(tag)
+            self._post("/resume_memory_occupation", {"tags": [tag]})
+
+    def started_anew(self) -> None:
+        self._released.clear()
+
+    def give_back(self) -> None:
+        self.resume("weights")
+        self.resume("kv_cache")
+        self._post("/update_weight_version", {"new_version": NO_WEIGHTS, "abort_all_requests": False})
         self._post("/continue_generation", {})
 
     async def close(self) -> None:

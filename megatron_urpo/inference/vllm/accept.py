@@ -4,6 +4,7 @@ import asyncio
 
 from megatron_urpo.config import Config, ConfigError
 from megatron_urpo.inference.http import HttpServer
+from megatron_urpo.inference.release import check_release
 from megatron_urpo.inference.vllm.client import VLLMInfo, read_info
 from megatron_urpo.inference.vllm.launch import EXTENSION, EXTENSION_CLASS
 from megatron_urpo.inference.vllm.update import DESCRIBE, RPC
@@ -51,6 +52,8 @@ def check_info(config: Config, url: str, info: VLLMInfo) -> None:
             f"{field}: {url} tells {info.logprobs_mode}, not the log-probabilities that it sampled at; start it with"
             " --logprobs-mode processed_logprobs"
         )
+    if config.rollout.release_memory:
+        check_release("vllm", url, info.device, info.releases_memory)
     for section, limits in (("rollout", config.rollout), ("referee", config.referee)):
         prompt, new = limits.max_prompt_tokens, limits.max_new_tokens
         if prompt + new > info.context:

@@ -44,6 +44,8 @@ class VLLMInfo:
     tensor: int
     context: int
     cache_tokens: int
+    device: str
+    releases_memory: bool
 
 
 class VLLMClient:

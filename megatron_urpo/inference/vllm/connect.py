@@ -29,7 +29,7 @@ def connect_vllm(
         )
 
     def new_launcher(index: int, port: int) -> VLLMLauncher:
-        return VLLMLauncher(servers, config.model.path, index, port)
+        return VLLMLauncher(servers, config.model.path, index, port, release_memory=config.rollout.release_memory)
 
     logs = config.run_dir / "servers"
     return connect_fleet("vllm", servers, logs, vocab_size, new_client, new_launcher, tell)

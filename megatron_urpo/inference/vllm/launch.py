@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from megatron_urpo.config.checks import MEMORY_FLAGS
 from megatron_urpo.config.engine import ServersConfig
 from megatron_urpo.inference.ports import LOOPBACK
 from megatron_urpo.inference.process import ServerProcess
@@ -42,6 +43,7 @@ class VLLMLauncher:
     index: int
     port: int
     host: str = LOOPBACK
+    release_memory: bool = False
 
     def start(self, log: Path) -> ServerProcess:
         return VLLMProcess(self.command(), self.environment(), log)
@@ -59,7 +61,8 @@ class VLLMLauncher:
             "worker-extension-cls": EXTENSION_CLASS,
         }
         words = [word for name, value in flags.items() for word in (f"--{name}", value)]
-        for name, value in config.flags.items():
+        more = {MEMORY_FLAGS["vllm"]: True} if self.release_memory else {}
+        for name, value in {**more, **config.flags}.items():
             if value is True:
                 words.append(f"--{name}")
             elif value is not False:

@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_urpo.inference.background import BackgroundLoop
 from megatron_urpo.inference.http import HttpServer
-from megatron_urpo.protocols import ServerRefused
+from megatron_urpo.protocols import MEMORY_TAGS, NO_WEIGHTS, MemoryTag, ServerRefused
 
 RPC = "/collective_rpc"
 DESCRIBE = {"method": "urpo_describe"}
@@ -25,6 +25,7 @@ class VLLMUpdates:
 
     def __init__(self, http: HttpServer, background: BackgroundLoop, *, tensor: int, seconds: float) -> None:
         self._http, self._background, self._tensor, self._seconds = http, background, tensor, seconds
+        self._released: set[MemoryTag] = set()
 
     @property
     def name(self) -> str:
@@ -60,6 +61,27 @@ class VLLMUpdates:
         self._background.wait(self._flush())
         self._post("/update_weight_version", {"new_version": str(version)})
         self._check_version(str(version))
+        self._post("/resume", {})
+
+    def release(self) -> None:
+        """Level 1 keeps the weights in this machine's memory; levels above lose what an update does not replace."""
+        self._post("/pause?mode=abort", {})
+        self._background.wait(self._flush())
+        self._released = set(MEMORY_TAGS)
+        self._post("/sleep?level=1", {})
+
+    def resume(self, tag: MemoryTag) -> None:
+        if tag in self._released:
+            self._released.remove(tag)
+            self._post(f"/wake_up?tags={tag}", {})
+
+    def started_anew(self) -> None:
+        self._released.clear()
+
+    def give_back(self) -> None:
+        self.resume("weights")
+        self.resume("kv_cache")
+        self._post("/update_weight_version", {"new_version": NO_WEIGHTS})
         self._post("/resume", {})
 
     async def close(self) -> None:

@@ -29,6 +29,8 @@ TELLS = VLLMInfo(
     tensor=1,
     context=2016,
     cache_tokens=4096,
+    device="cuda",
+    releases_memory=False,
 )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from megatron_urpo.protocols import UpdatableServer
+from megatron_urpo.protocols import MemoryTag, UpdatableServer
 
 
 class ScriptedUpdates:
@@ -42,6 +42,18 @@ class ScriptedUpdates:
     def end_update(self, version: int) -> None:
         self._note(f"end_update {version}")
 
+    def release(self) -> None:
+        self._note("release")
+
+    def resume(self, tag: MemoryTag) -> None:
+        self._note(f"resume {tag}")
+
+    def started_anew(self) -> None:
+        self._note("started_anew")
+
+    def give_back(self) -> None:
+        self._note("give_back")
+
     def _note(self, call: str) -> None:
         self.calls.append(call)
         if call in self._errors:
@@ -57,6 +69,9 @@ class ScriptedPool:
         self.lost_names: list[str] = []
 
     def updatable(self) -> Sequence[UpdatableServer]:
+        return list(self.servers)
+
+    def set_aside(self) -> Sequence[UpdatableServer]:
         return list(self.servers)
 
     def updated(self, servers: Sequence[UpdatableServer], version: int) -> None:

@@ -57,6 +57,8 @@ class WeightUpdates:
             "context": model.max_model_len,
             "cache_tokens": cache.num_gpu_blocks * cache.block_size,
             "tensor": self.vllm_config.parallel_config.tensor_parallel_size,
+            "device": self.device.type,
+            "releases_memory": model.enable_sleep_mode,
         }
 
     def urpo_load_folder(self, folder: str) -> None:
