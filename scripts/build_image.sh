@@ -11,7 +11,7 @@
 #   -- ARGUMENTS     go to the builder, e.g. --build-arg TEST_ARGUMENTS="tests/unit" or --volume FOLDER:FOLDER:ro
 #
 # BUILDER=docker|podman|buildah chooses among what is installed. IMAGE_STORE is where --cpu keeps base and images (default:
-# image-store in the project's root, some 15 GB; remove it when done). docs/images.md says how to bring an image to a cluster.
+# image-store in the project's root, some 18 GB; remove it when done). docs/images.md says how to bring an image to a cluster.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$ROOT"
