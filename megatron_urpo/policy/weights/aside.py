@@ -25,8 +25,8 @@ def check_target(target: Path, num_bytes: int) -> None:
     place = next(path for path in target.absolute().parents if path.exists())
     if not place.is_dir():
         raise ConfigError(f"{target} cannot be a folder, since {place} is a file; give another path")
-    free = shutil.disk_usage(place).free
-    if os.access(place, os.W_OK) and free < num_bytes:
+    total, _, free = shutil.disk_usage(place)  # a kernel's own file system has no size, and says itself what is wrong
+    if os.access(place, os.W_OK) and total and free < num_bytes:
         raise ConfigError(
             f"{target} needs {_size(num_bytes)}, and {place} has {_size(free)} free; make room or give another path"
         )

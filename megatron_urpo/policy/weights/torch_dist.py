@@ -103,6 +103,7 @@ class TorchDistWeights(RegionWeights):
                 for key, value in self._metadata.state_dict_metadata.items()
                 if isinstance(value, metadata.TensorStorageMetadata)
             }
+            self._ends = self._read_ends(folder)
             self._chunks = self._read_chunks(folder)
         except (OSError, pickle.UnpicklingError, EOFError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(
@@ -110,6 +111,16 @@ class TorchDistWeights(RegionWeights):
                 " take another checkpoint"
             ) from None
         self._opened: dict[tuple[Path, int], tuple[int, torch.dtype, tuple[int, ...]]] = {}
+
+    def _read_ends(self, folder: Path) -> dict[Path, int]:
+        """How long each file must be."""
+        ends: dict[Path, int] = {}
+        for info in self._metadata.storage_data.values():
+            if Path(info.relative_path).name != info.relative_path:
+                raise ValueError(f"it points to {info.relative_path}, outside of its folder")
+            path = folder / info.relative_path
+            ends[path] = max(ends.get(path, 0), info.offset + info.length)
+        return ends
 
     def _read_chunks(self, folder: Path) -> dict[str, dict[tuple[int, ...], list[_Chunk]]]:
         """By key and place in the stack."""
@@ -120,8 +131,6 @@ class TorchDistWeights(RegionWeights):
                 continue
             for chunk in self._metadata.state_dict_metadata[key].chunks:
                 info = self._metadata.storage_data[metadata.MetadataIndex(key, chunk.offsets)]
-                if Path(info.relative_path).name != info.relative_path:
-                    raise ValueError(f"it points to {info.relative_path}, outside of its folder")
                 offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
                 found = _Chunk(offsets, sizes, folder / info.relative_path, info.offset, info.length)
                 for index in _places(offsets[:depth], sizes[:depth]):
@@ -148,7 +157,6 @@ class TorchDistWeights(RegionWeights):
         return dtype, size
 
     def check(self) -> None:
-        sizes: dict[Path, int] = {}
         for entry in dict.fromkeys(self.entries.values()):
             want, (_, stored) = whole_shape(entry, self.shapes), self._stored(entry)
             depth = len(entry.stack)
@@ -158,12 +166,11 @@ class TorchDistWeights(RegionWeights):
                     f"model.path: {entry.key!r} in {self.place} has shape {stored}, config.json implies"
                     f" {(*entry.stack, *want)}; give the config.json that belongs to the weights"
                 )
-            for chunk in self._chunks[entry.key][entry.index]:
-                if chunk.path not in sizes:
-                    sizes[chunk.path] = chunk.path.stat().st_size if chunk.path.is_file() else -1
-                if sizes[chunk.path] < chunk.start + chunk.length:
-                    what = "is missing" if sizes[chunk.path] < 0 else f"ends before byte {chunk.start + chunk.length}"
-                    raise ConfigError(f"model.path: {chunk.path} {what}; copy the checkpoint again")
+        for path, end in self._ends.items():  # of all records: a loader of megatron-core reads what is no weight, too
+            size = path.stat().st_size if path.is_file() else -1
+            if size < end:
+                what = "is missing" if size < 0 else f"ends before byte {end}"
+                raise ConfigError(f"model.path: {path} {what}; copy the checkpoint again")
 
     def parts(self, entry: WeightEntry) -> Iterator[Part]:
         self._stored(entry)
