@@ -4,6 +4,7 @@
 #   step       one GRPO step here and in TRL 1.16, which gets an environment of its own: seconds by part
 #   logprobs   log-probabilities in chunks against whole logits: time and peak memory
 #   sync       weights into a real SGLang server by each transport: export, sending, load, beside a plain copy
+#   convert    Hugging Face to Megatron and back against cp and sync of the same bytes: time and peak memory
 #   collect    makespan of a collection that judges early against one with two barriers, on scripted servers
 #   plan       what `megatron-urpo plan` predicts of memory against what ranks take, and the time of its search
 #   data       packing beside the bare tokenizer on the same text, and its peak memory at 1 and 10 times the input

@@ -111,10 +111,10 @@ def saved(path: Path, layout: ParallelConfig, parallel: Parallel) -> list[str]:
 
 
 def end_at_once() -> None:
-    """Groups of former layouts may wait for each other, minutes long, when the interpreter takes them down.
+    """Without taking down gloo's groups of former layouts, which have been seen to wait for each other.
 
-    megatron-core's writer keeps a helper process whose end is the interpreter's; left alone, it would hold this rank's
-    output open for ever.
+    megatron-core's writer keeps a helper process that only an interpreter's orderly end stops. Left alone it would go
+    on with this rank's output open.
     """
     for helper in multiprocessing.active_children():
         helper.terminate()
