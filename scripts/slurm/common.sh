@@ -151,7 +151,8 @@ end_job() {
 # Two failures in a row with the same newest checkpoint: a third start would fail as well.
 stop_without_progress() {
     local newest
-    newest=$(find "$URPO_RUN_DIR/checkpoints" -maxdepth 1 -name 'step_*[0-9]' 2>/dev/null | sort | tail -n 1)
+    # A run that failed before its first save has no such folder, and find fails.
+    newest=$(find "$URPO_RUN_DIR/checkpoints" -maxdepth 1 -name 'step_*[0-9]' 2>/dev/null | sort | tail -n 1) || true
     if [ -f "$job_dir/failed_at" ] && [ "$(cat "$job_dir/failed_at")" = "$newest" ]; then
         echo "not queued again: it failed twice at ${newest:-the start}"
         say_cause
