@@ -18,9 +18,11 @@ from tests.cluster.slurm import SCRIPTS, Slurm, changes, log_of, metrics, until
 from tests.support.miniature import Miniature
 
 STEPS = 4
+# Rates every answer 0.5, but first waits while the file $1 is there. The evaluation of step 0, when $2
+# has no line yet, is let pass: a run that is interrupted there has nothing to save.
 HOLD = """
 trap '' USR1 TERM
-while [ -e "$1" ]; do touch "$1.waiting"; sleep 0.1; done
+while [ -e "$1" ] && [ -s "$2" ]; do touch "$1.waiting"; sleep 0.1; done
 rm -f "$1.waiting"
 sed 's/.*/{"quality": 0.5}/'
 """
@@ -45,10 +47,11 @@ def jobs(slurm: Slurm, miniature: Miniature, tmp_path_factory: pytest.TempPathFa
     (folder / "hold").touch()
     steps = {"num_steps": STEPS, "evaluation.data": f"[{folder / 'held_out.jsonl'}]", "evaluation.every": 1}
 
-    def scorer(name: str) -> dict[str, str]:
-        return {"evaluation.scorer": json.dumps(["bash", str(folder / "hold.sh"), str(folder / name)])}
+    def scorer(hold: str, run: str) -> dict[str, str]:
+        words = ["bash", folder / "hold.sh", folder / hold, folder / run / "metrics.jsonl"]
+        return {"evaluation.scorer": json.dumps([str(word) for word in words])}
 
-    interrupted = slurm.submit(changes(miniature, folder / "interrupted", **steps, **scorer("hold")), 2)
+    interrupted = slurm.submit(changes(miniature, folder / "interrupted", **steps, **scorer("hold", "interrupted")), 2)
     wrong = changes(
         miniature,
         folder / "wrong",
@@ -58,7 +61,7 @@ def jobs(slurm: Slurm, miniature: Miniature, tmp_path_factory: pytest.TempPathFa
         folder,
         interrupted=interrupted,
         unbroken=slurm.submit(
-            changes(miniature, folder / "unbroken", **steps, **scorer("none")), 2, "--name", "left-alone"
+            changes(miniature, folder / "unbroken", **steps, **scorer("none", "unbroken")), 2, "--name", "left-alone"
         ),
         wrong=slurm.submit(wrong, 1),
         array=_submit_array(slurm, miniature, folder),
@@ -109,6 +112,7 @@ def test_saved_preempted_and_killed_it_ends_with_the_numbers_of_an_unbroken_run(
     interrupt(1, lambda: slurm.ask("scontrol", "requeue", number))
     interrupt(2, lambda: os.kill(rank_process(run, 3).pid, signal.SIGKILL))
     assert restarts(slurm, number) == 3
+    assert (run / "checkpoints" / "step_000002").is_dir()  # each interruption came a step later than the one before
     assert "\nError: rank 3 on urpo2 " in log_of(run, number)
     hold.unlink()
     assert slurm.wait(number)["ExitCode"] == "0:0", log_of(run, number)
