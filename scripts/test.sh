@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up the environment and runs the tests; arguments go to pytest, e.g. `bash scripts/test.sh tests/unit -k tau`.
-# Without an SGLang environment the tests of real servers are skipped; with REQUIRE_SGLANG=1 that is an error.
+# Without an SGLang environment or a SLURM the tests of them are skipped; with REQUIRE_SGLANG=1, REQUIRE_SLURM=1 that fails.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/chromium.sh"
