@@ -36,31 +36,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def sglang_python() -> Path:
-    """The interpreter of the environment that scripts/sglang_cpu/install.sh made; skips where there is none.
-
-    With REQUIRE_SGLANG=1 a missing environment is a failure.
-    """
-    folder = Path(os.environ.get("SGLANG_VENV") or ROOT / ".venv-sglang")
-    checked = subprocess.run(["bash", str(INSTALL), "--check", str(folder)], capture_output=True, text=True)
-    if checked.returncode != 0:
-        reason = checked.stderr.strip()
-        if os.environ.get("REQUIRE_SGLANG") == "1":
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
-    return folder / "bin" / "python"
+    """The interpreter of the environment that scripts/sglang_cpu/install.sh made."""
+    return _python_of("SGLANG", INSTALL, ".venv-sglang")
 
 
 @pytest.fixture(scope="session")
 def vllm_python() -> Path:
-    """The interpreter of the environment that scripts/vllm_cpu/install.sh made; skips where there is none.
+    """The interpreter of the environment that scripts/vllm_cpu/install.sh made."""
+    return _python_of("VLLM", VLLM_INSTALL, ".venv-vllm")
 
-    With REQUIRE_VLLM=1 a missing environment is a failure.
-    """
-    folder = Path(os.environ.get("VLLM_VENV") or ROOT / ".venv-vllm")
-    checked = subprocess.run(["bash", str(VLLM_INSTALL), "--check", str(folder)], capture_output=True, text=True)
+
+def _python_of(name: str, install: Path, default: str) -> Path:
+    """Of NAME_VENV or the default folder; skips where there is no environment, fails with REQUIRE_NAME=1."""
+    folder = Path(os.environ.get(f"{name}_VENV") or ROOT / default)
+    checked = subprocess.run(["bash", str(install), "--check", str(folder)], capture_output=True, text=True)
     if checked.returncode != 0:
         reason = checked.stderr.strip()
-        if os.environ.get("REQUIRE_VLLM") == "1":
+        if os.environ.get(f"REQUIRE_{name}") == "1":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
     return folder / "bin" / "python"

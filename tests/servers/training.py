@@ -15,8 +15,6 @@ from typing import Any
 import psutil
 
 from tests.servers.process import CPU_ENVIRONMENT, CPU_FLAGS
-from tests.servers.vllm_process import ENVIRONMENT as VLLM_ENVIRONMENT
-from tests.servers.vllm_process import FLAGS as VLLM_FLAGS
 from tests.support.miniature import ROOT, Miniature
 
 SGLANG_PROGRAM, VLLM_PROGRAM = "sglang.launch_server", "vllm.entrypoints.openai.api_server"
@@ -35,20 +33,6 @@ def overrides(miniature: Miniature, python: Path, run_dir: Path, **values: Any) 
         "rollout.sglang.dtype": "float32",
         "rollout.sglang.flags": json.dumps(CPU_FLAGS),
         "rollout.sglang.environment": json.dumps(CPU_ENVIRONMENT),
-        "weight_sync.bucket_mib": 1,
-    }
-    return miniature.overrides(run_dir, **{**servers, **values})
-
-
-def vllm_overrides(miniature: Miniature, python: Path, run_dir: Path, **values: Any) -> list[str]:
-    """The same on two vLLM servers."""
-    servers = {
-        "rollout.engine": "vllm",
-        "rollout.vllm.num_servers": 2,
-        "rollout.vllm.command": json.dumps([str(python), "-m", VLLM_PROGRAM]),
-        "rollout.vllm.dtype": "float32",
-        "rollout.vllm.flags": json.dumps({**VLLM_FLAGS, "max-num-seqs": 64}),
-        "rollout.vllm.environment": json.dumps(VLLM_ENVIRONMENT),
         "weight_sync.bucket_mib": 1,
     }
     return miniature.overrides(run_dir, **{**servers, **values})
