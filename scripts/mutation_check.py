@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Fault:
-    """`before` occurs once in `file` (under megatron_urpo/) and becomes `after`; `tests` (under tests/unit/) run."""
+    """`before` occurs once in `file` (under megatron_urpo/) and becomes `after`; `tests` (under tests/) run."""
 
     name: str
     file: str
@@ -29,34 +29,44 @@ class Fault:
 
 # ruff: noqa: E501 -- a fault a line
 FAULTS = (
-    Fault("normalise over the batch", "algorithm/advantages.py", "rewards[index] for index in indices", "r for r in rewards", "algorithm"),
-    Fault("sample's standard deviation", "algorithm/advantages.py", "for value in values) / len(values))", "for value in values) / (len(values) - 1))", "algorithm"),
-    Fault("clip sides swapped", "algorithm/losses.py", "clamp(1 - clip_low, 1 + clip_high)", "clamp(1 - clip_high, 1 + clip_low)", "algorithm"),
-    Fault("the better of plain and clipped", "algorithm/losses.py", "torch.minimum", "torch.maximum", "algorithm"),
-    Fault("gradient descent on the objective", "algorithm/losses.py", "loss = -(weights_T", "loss = (weights_T", "algorithm"),
-    Fault("denominators swapped", "algorithm/losses.py", 'normalization == "tokens"', 'normalization != "tokens"', "algorithm"),
-    Fault("KL the other way round", "algorithm/losses.py", "reference_logprobs_T.detach() - logprobs_T", "logprobs_T - reference_logprobs_T.detach()", "algorithm"),
-    Fault("importance weight not truncated", "algorithm/corrections.py", ".exp().clamp(max=cap)", ".exp()", "algorithm"),
-    Fault("weights of another sequence", "algorithm/corrections.py", "0.0)[index_R]", "0.0)[index_R.flip(0)]", "algorithm"),
-    Fault("targets off by one", "policy/packing.py", "int(start) + sequence.first_target - 1, int(start) + sequence.num_input_tokens", "int(start) + sequence.first_target - 2, int(start) + sequence.num_input_tokens - 1", "policy/test_packing.py"),
-    Fault("permutation not undone", "rollout/verdict.py", "zip(permutation, scores, strict=True)", "enumerate(scores)", "rollout"),
-    Fault("first box instead of last", "rollout/verdict.py", "start = match.end()", "start = start or match.end()", "rollout"),
-    Fault("more scores than candidates", "rollout/verdict.py", "len(items) != count", "len(items) < count", "rollout"),
-    Fault("cut-off verdict is read", "rollout/verdict.py", 'finish_reason != "stop"', 'finish_reason == "abort"', "rollout"),
-    Fault("ends of the score range left out", "rollout/verdict.py", "low <= score <= high", "low < score < high", "rollout"),
-    Fault("candidates shown in inverse order", "rollout/scoring_prompt.py", "self._neutralise(responses[candidate]) for candidate in permutation", "self._neutralise(responses[permutation.index(k)]) for k in range(len(responses))", "rollout"),
-    Fault("shares of the first for all", "rollout/scoring_prompt.py", "(len(lengths) - done)", "len(lengths)", "rollout"),
-    Fault("a group of equal rewards is trained on", "rollout/samples.py", "if reward is not None}) > 1", "if reward is not None}) > 0", "rollout"),
-    Fault("ties agree", "reward/preference.py", "return (a > b) - (a < b)", "return (a >= b) - (a < b)", "reward/test_preference_reward.py"),
-    Fault("unreadable verdict earns 0", "reward/preference.py", "UNREADABLE_REWARD = -1.0", "UNREADABLE_REWARD = 0.0", "reward/test_preference_reward.py"),
-    Fault("tau over N * N", "reward/preference.py", "(len(gold) * (len(gold) - 1))", "(len(gold) * len(gold))", "reward/test_preference_reward.py"),
-    Fault("ranks reversed", "reward/self_scored.py", "other < score for", "other > score for", "reward/test_self_scored.py"),
-    Fault("residual of the prompt before", "data/mixture.py", "* (drawn + 1)", "* drawn", "data"),
-    Fault("every epoch in the same order", "data/stream.py", "{self._seed}/{task}/{epoch}", "{self._seed}/{task}", "data"),
-    Fault("phase lasts a step too long", "data/stream.py", "step < phase.until", "step <= phase.until", "data"),
-    Fault("micro-batch one token above the cap", "algorithm/microbatches.py", "rooms[open_bins[0][1]] < lengths[sample]", "rooms[open_bins[0][1]] + 1 < lengths[sample]", "algorithm"),
-    Fault("ranks with unequal counts", "algorithm/microbatches.py", "num_bins += num_ranks", "num_bins += 1", "algorithm"),
-    Fault("ranks dealt in one order", "algorithm/microbatches.py", "loads[rank] += cost", "loads[rank] += 0", "algorithm"),
+    Fault("normalise over the batch", "algorithm/advantages.py", "rewards[index] for index in indices", "r for r in rewards", "unit/algorithm"),
+    Fault("sample's standard deviation", "algorithm/advantages.py", "for value in values) / len(values))", "for value in values) / (len(values) - 1))", "unit/algorithm"),
+    Fault("clip sides swapped", "algorithm/losses.py", "clamp(1 - clip_low, 1 + clip_high)", "clamp(1 - clip_high, 1 + clip_low)", "unit/algorithm"),
+    Fault("the better of plain and clipped", "algorithm/losses.py", "torch.minimum", "torch.maximum", "unit/algorithm"),
+    Fault("gradient descent on the objective", "algorithm/losses.py", "loss = -(weights_T", "loss = (weights_T", "unit/algorithm"),
+    Fault("denominators swapped", "algorithm/losses.py", 'normalization == "tokens"', 'normalization != "tokens"', "unit/algorithm"),
+    Fault("KL the other way round", "algorithm/losses.py", "reference_logprobs_T.detach() - logprobs_T", "logprobs_T - reference_logprobs_T.detach()", "unit/algorithm"),
+    Fault("importance weight not truncated", "algorithm/corrections.py", ".exp().clamp(max=cap)", ".exp()", "unit/algorithm"),
+    Fault("weights of another sequence", "algorithm/corrections.py", "0.0)[index_R]", "0.0)[index_R.flip(0)]", "unit/algorithm"),
+    Fault("targets off by one", "policy/packing.py", "int(start) + sequence.first_target - 1, int(start) + sequence.num_input_tokens", "int(start) + sequence.first_target - 2, int(start) + sequence.num_input_tokens - 1", "unit/policy/test_packing.py"),
+    Fault("permutation not undone", "rollout/verdict.py", "zip(permutation, scores, strict=True)", "enumerate(scores)", "unit/rollout"),
+    Fault("first box instead of last", "rollout/verdict.py", "start = match.end()", "start = start or match.end()", "unit/rollout"),
+    Fault("more scores than candidates", "rollout/verdict.py", "len(items) != count", "len(items) < count", "unit/rollout"),
+    Fault("cut-off verdict is read", "rollout/verdict.py", 'finish_reason != "stop"', 'finish_reason == "abort"', "unit/rollout"),
+    Fault("ends of the score range left out", "rollout/verdict.py", "low <= score <= high", "low < score < high", "unit/rollout"),
+    Fault("candidates shown in inverse order", "rollout/scoring_prompt.py", "self._neutralise(responses[candidate]) for candidate in permutation", "self._neutralise(responses[permutation.index(k)]) for k in range(len(responses))", "unit/rollout"),
+    Fault("shares of the first for all", "rollout/scoring_prompt.py", "(len(lengths) - done)", "len(lengths)", "unit/rollout"),
+    Fault("a group of equal rewards is trained on", "rollout/samples.py", "if reward is not None}) > 1", "if reward is not None}) > 0", "unit/rollout"),
+    Fault("ties agree", "reward/preference.py", "return (a > b) - (a < b)", "return (a >= b) - (a < b)", "unit/reward/test_preference_reward.py"),
+    Fault("unreadable verdict earns 0", "reward/preference.py", "UNREADABLE_REWARD = -1.0", "UNREADABLE_REWARD = 0.0", "unit/reward/test_preference_reward.py"),
+    Fault("tau over N * N", "reward/preference.py", "(len(gold) * (len(gold) - 1))", "(len(gold) * len(gold))", "unit/reward/test_preference_reward.py"),
+    Fault("ranks reversed", "reward/self_scored.py", "other < score for", "other > score for", "unit/reward/test_self_scored.py"),
+    Fault("residual of the prompt before", "data/mixture.py", "* (drawn + 1)", "* drawn", "unit/data"),
+    Fault("every epoch in the same order", "data/stream.py", "{self._seed}/{task}/{epoch}", "{self._seed}/{task}", "unit/data"),
+    Fault("phase lasts a step too long", "data/stream.py", "step < phase.until", "step <= phase.until", "unit/data"),
+    Fault("micro-batch one token above the cap", "algorithm/microbatches.py", "rooms[open_bins[0][1]] < lengths[sample]", "rooms[open_bins[0][1]] + 1 < lengths[sample]", "unit/algorithm"),
+    Fault("ranks with unequal counts", "algorithm/microbatches.py", "num_bins += num_ranks", "num_bins += 1", "unit/algorithm"),
+    Fault("ranks dealt in one order", "algorithm/microbatches.py", "loads[rank] += cost", "loads[rank] += 0", "unit/algorithm"),
+    Fault("pickles of a checkpoint not checked", "policy/checkpoint.py", "    check_pickles(folder)", "    pass", "loop/test_damaged.py"),
+    Fault("pickles may ask for anything", "policy/safe_pickle.py", "if not known:", "if False:", "unit/policy/test_check_pickles.py"),
+    Fault("objects in parts not checked", "policy/safe_pickle.py", "_check_object(file, place.offset, place.length)", "pass", "unit/policy/test_check_pickles.py"),
+    Fault("a checkpoint's checksums not compared", "checkpoints.py", "check_contents(folder, manifest,", "(folder, manifest,", "loop/test_damaged.py"),
+    Fault("the one before taken for whole", "manifest.py", "check_contents(other, manifest, manifest.files)", "pass", "loop/test_damaged.py"),
+    Fault("a checkpoint of step 0", "saving.py", "state.step == self._saved", "state.step == self._saved > 0", "unit/test_saving.py"),
+    Fault("one checkpoint less than asked for", "saving.py", "[: -checkpoint.keep_last]", "[: len(kept) + 1 - checkpoint.keep_last]", "unit/test_saving.py"),
+    Fault("moments of the optimizer not loaded", "policy/checkpoint.py", 'optimizer.load_state_dict(state["optimizer"])', "optimizer.reload_model_params()", "unit/test_saving.py"),
+    Fault("one count of steps for all parameters", "policy/checkpoint.py", "    _give_each_its_step(policy.optimizer)", "    pass", "unit/test_saving.py"),
+    Fault("schedule starts anew", "policy/checkpoint.py", 'policy.scheduler.load_state_dict(state["scheduler"])', "pass", "unit/test_saving.py"),
 )  # fmt: skip
 
 
@@ -86,13 +96,13 @@ def catching_test(copy: Path, fault: Fault) -> str | None:
         raise SystemExit(f"{fault.file}: {fault.before!r} occurs {text.count(fault.before)} times; it must occur once")
     file.write_text(text.replace(fault.before, fault.after))
     try:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/unit/{fault.tests}"]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{fault.tests}"]
         done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=300)
     finally:
         file.write_text(text)
     if done.returncode == 0:
         return None
-    failed = re.search(r"^(?:FAILED|ERROR) (?:tests/unit/)?([\w/.:]+)", done.stdout, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) (?:tests/(?:unit/)?)?([\w/.:]+)", done.stdout, re.MULTILINE)
     if failed is None:
         raise SystemExit(f"{fault.name}: pytest ended with {done.returncode} and no failed test\n{done.stdout[-2000:]}")
     return failed[1]

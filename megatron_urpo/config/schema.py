@@ -53,7 +53,9 @@ class LossConfig(Section):
         "none", description="importance weights between the engine's log-probabilities and the trainer's"
     )
     rollout_correction_cap: float = Field(2.0, ge=1, description="where a weight is cut off, or a sequence masked")
-    max_tokens_per_micro_batch: PositiveInt = 16384
+    max_tokens_per_micro_batch: PositiveInt = Field(
+        20480, description="holds the longest sample: the default is the referee's prompt and verdict"
+    )
 
 
 class EvaluationConfig(Section):

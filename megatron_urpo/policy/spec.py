@@ -17,7 +17,8 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_with_transformer_engine_spec,
 )
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.transformer.mlp import MLP
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import (
     TransformerBlockSubmodules,
@@ -65,7 +66,8 @@ def layer_spec(name: SpecName, config: TransformerConfig) -> Any:
         # A norm before experts is never part of a linear, so it keeps its name in checkpoints, as it does under `te`.
         del layer.sharded_state_dict_keys_map["pre_mlp_layernorm."]
     elif not config.bias_activation_fusion:
-        layer.mlp.module = GatedMLP
+        # Not a ModuleSpec of it: of one whose module is not MLP itself megatron-core warns, for every layer.
+        layer.mlp = GatedMLP
     return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=TorchRMSNorm)
 
 
@@ -84,6 +86,10 @@ class TorchRMSNorm(torch.nn.RMSNorm):
 
 class GatedMLP(MLP):  # type: ignore[misc]
     """megatron-core's MLP without biases, gated by silu, with the activation in one piece."""
+
+    def __init__(self, config: TransformerConfig, **settings: Any):
+        linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        super().__init__(config, linears, **settings)
 
     def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, Tensor | None]:
         gate_and_value, _no_bias = self.linear_fc1(hidden_states)

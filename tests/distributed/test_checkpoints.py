@@ -23,5 +23,10 @@ def test_every_layout_reads_the_same_weights(found: Any, case: str) -> None:
     assert found[case]["gap"] < 1e-4
 
 
+@pytest.mark.parametrize("case", ["qwen3 2x2", "qwen2 2x2", "qwen3_moe 2x1"])
+def test_megatron_core_itself_loads_what_was_converted(found: Any, case: str) -> None:
+    assert found[case]["by megatron-core"]
+
+
 def test_a_run_checkpoint_of_four_ranks_goes_back(found: Any) -> None:
     assert found["qwen3 2x2"]["saved"] == []

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -17,6 +20,9 @@ from megatron_urpo.config.model import ModelConfig, OptimizerConfig, ParallelCon
 from megatron_urpo.conversion.convert import Layout, hf_to_megatron, megatron_to_hf
 from megatron_urpo.conversion.verify import verify
 from megatron_urpo.policy.checkpoint import save_policy
+from megatron_urpo.policy.fp8 import NO_FP8
+from megatron_urpo.policy.hf.table import padded_vocab_size
+from megatron_urpo.policy.model import transformer_config
 from megatron_urpo.policy.parallel import Parallel, close_parallel, init_parallel
 from megatron_urpo.policy.policy import Policy, build_policy
 from tests.distributed.launch import write_result
@@ -72,6 +78,10 @@ def check(path: Path, family: str, layout: ParallelConfig, parallel: Parallel) -
     same = mine.keys() == held.keys() and all(torch.equal(mine[name], held[name]) for name in mine)
     logprobs = parallel.gather(policy.logprobs(batches(policy, ROWS)))
     found = {"shards": all(parallel.gather(same))}
+    if (layout.tensor, layout.pipeline) == (2, 2) or family == "qwen3_moe":
+        stock = loaded_by_megatron(path / "megatron" / "weights", policy, layout)
+        same = stock.keys() == held.keys() and all(torch.equal(stock[name], held[name]) for name in held)
+        found["by megatron-core"] = all(parallel.gather(same))
     if parallel.rank == 0:
         original = load_file(path / "hf" / "model.safetensors")
         model = AutoModelForCausalLM.from_pretrained(path / "hf", dtype=torch.float32).eval()
@@ -82,6 +92,32 @@ def check(path: Path, family: str, layout: ParallelConfig, parallel: Parallel) -
                 torch.equal(weights[k], original[k]) for k in weights
             )
     return found
+
+
+def loaded_by_megatron(folder: Path, policy: Policy, layout: ParallelConfig) -> dict[str, torch.Tensor]:
+    """The parameters of a stock GPTModel that stock megatron-core has loaded; nothing may be missing or left over."""
+    shape = policy.part.shape
+    config = transformer_config(shape, layout.model_copy(update={"sequence": False}), NO_FP8, torch.float32)
+    spec = get_gpt_layer_local_spec(shape.num_experts, qk_layernorm=shape.qk_norm, normalization="RMSNorm")
+    if shape.num_experts:
+        # The local layers call this norm as if a linear had it inside, which no layer with experts has.
+        del spec.submodules.sharded_state_dict_keys_map["pre_mlp_layernorm."]
+    model = GPTModel(
+        config,
+        spec,
+        padded_vocab_size(shape.vocab_size, layout.tensor),
+        shape.max_positions,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        share_embeddings_and_output_weights=shape.tied_embeddings,
+        position_embedding_type="rope",
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()  # rows that pad the vocabulary are in no file
+    state = dist_checkpointing.load(model.sharded_state_dict(), str(folder), strict=StrictHandling.RAISE_ALL)
+    model.load_state_dict(state)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def convert(path: Path, shards: Path, family: str, layout: ParallelConfig) -> None:

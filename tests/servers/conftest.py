@@ -15,6 +15,7 @@ from types import FrameType
 import psutil
 import pytest
 
+from megatron_urpo.conversion.convert import hf_to_megatron, megatron_to_hf
 from megatron_urpo.inference.process import SHARED_FILE
 from tests.servers import training
 from tests.servers.process import READY_SECONDS, Server, run_sglang, start_sglang, wait_until_ready
@@ -71,11 +72,20 @@ def _finish_on_sigterm() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen2 of 127 words with a tokenizer, which SGLang asks for although it is sent token ids alone."""
-    folder = tmp_path_factory.mktemp("served") / "model"
+    folder = tmp_path_factory.mktemp("served") / "original"
     make_model(folder, "qwen2")
     write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(original: Path) -> Path:
+    """What is served: `original`, converted to Megatron and back, as a run's result reaches servers elsewhere."""
+    megatron, folder = original.parent / "megatron", original.parent / "model"
+    hf_to_megatron(original, megatron)
+    megatron_to_hf(megatron, folder)
     return folder
 
 

@@ -42,13 +42,14 @@ def get(server: Server, path: str) -> Any:
         return json.load(answer)
 
 
-def test_log_probabilities_are_those_of_transformers(server: Server, model: Path) -> None:
+def test_log_probabilities_are_those_of_transformers(server: Server, original: Path) -> None:
+    """Of the model before its two conversions."""
     sampling = [
         {"max_new_tokens": NUM_NEW_TOKENS, "temperature": temperature, "ignore_eos": True}
         for temperature in TEMPERATURES
     ]
     answers = post(server, "/generate", {"input_ids": PROMPTS, "sampling_params": sampling, "return_logprob": True})
-    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64).eval()
+    reference = AutoModelForCausalLM.from_pretrained(original, dtype=torch.float64).eval()
     for prompt, temperature, answer in zip(PROMPTS, TEMPERATURES, answers, strict=True):
         completion = answer["output_ids"]
         assert len(completion) == NUM_NEW_TOKENS
@@ -59,6 +60,17 @@ def test_log_probabilities_are_those_of_transformers(server: Server, model: Path
         expected_T = logits_TV.log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
         tolerance = RELATIVE_ERROR * float(logits_TV.abs().max())
         torch.testing.assert_close(torch.tensor(logprobs, dtype=torch.float64), expected_T, rtol=0, atol=tolerance)
+
+
+def test_greedy_tokens_are_those_of_transformers(server: Server, original: Path) -> None:
+    """Each is the likeliest after those before it, so they are what transformers continues with."""
+    sampling = {"max_new_tokens": NUM_NEW_TOKENS, "temperature": 0, "ignore_eos": True}
+    answers = post(server, "/generate", {"input_ids": PROMPTS, "sampling_params": sampling})
+    reference = AutoModelForCausalLM.from_pretrained(original, dtype=torch.float64).eval()
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        with torch.no_grad():
+            logits_TV = reference(torch.tensor([prompt + answer["output_ids"]])).logits[0, len(prompt) - 1 : -1]
+        assert answer["output_ids"] == logits_TV.argmax(-1).tolist()
 
 
 def test_stop_token_is_part_of_the_completion(server: Server) -> None:

@@ -4,6 +4,7 @@ What a family adds to its config.json is in `families/`, a file each.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +42,28 @@ def parse_shape(config: dict[str, Any]) -> ModelShape:
 
 
 def check_layout(shape: ModelShape, tensor: int, pipeline: int) -> None:
-    """Raises ConfigError when the model cannot be cut into `tensor` x `pipeline` parts."""
-    for what, number in (
-        ("attention heads", shape.num_heads),
-        ("key-value groups", shape.num_query_groups),
-        ("feed-forward channels", shape.ffn_hidden_size),
-    ):
+    """Raises ConfigError when the model cannot be cut into `tensor` x `pipeline` parts.
+
+    Experts are cut as a dense layer is, each of them: their number divides nothing.
+    """
+    channels = "feed-forward channels" if shape.num_experts is None else "feed-forward channels of an expert"
+    cut = {
+        "attention heads": shape.num_heads,
+        "key-value groups": shape.num_query_groups,
+        channels: shape.ffn_hidden_size,
+    }
+    for what, number in cut.items():
         if number % tensor:
             raise ConfigError(
-                f"parallel.tensor: {tensor} does not divide the model's {number} {what}"
-                f" ({number} / {tensor} = {number / tensor:.2f} a rank); choose a divisor of {number}"
+                f"parallel.tensor: {tensor} does not divide the model's {number} {what} ({number} / {tensor} ="
+                f" {number / tensor:.2f} a rank); choose one of {_divisors(math.gcd(*cut.values()))}"
             )
     if shape.num_layers % pipeline:
         raise ConfigError(
-            f"parallel.pipeline: {pipeline} does not divide the model's {shape.num_layers} layers"
-            f" ({shape.num_layers} / {pipeline} = {shape.num_layers / pipeline:.2f} a stage); choose a divisor of"
-            f" {shape.num_layers}"
+            f"parallel.pipeline: {pipeline} does not divide the model's {shape.num_layers} layers ({shape.num_layers} /"
+            f" {pipeline} = {shape.num_layers / pipeline:.2f} a stage); choose one of {_divisors(shape.num_layers)}"
         )
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(part) for part in range(1, number + 1) if number % part == 0)

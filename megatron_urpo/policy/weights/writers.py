@@ -98,7 +98,7 @@ class TorchDistWriter(MegatronWriter):
         start = self._file.tell()
         if value is None:  # what megatron-core writes for a layer without a state of its own
             empty = BytesIO()
-            torch.save(None, empty)
+            torch.save([None], empty)  # a list of what each rank has of it
             self._file.write(empty.getbuffer())
         else:
             _save(value, self._file)

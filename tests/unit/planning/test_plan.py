@@ -117,7 +117,12 @@ def test_buckets_are_those_of_the_weight_sync() -> None:
             {"weight_sync": {"transport": "broadcast"}},
             ["weight_sync.transport: broadcast", "NCCL", "use tensor"],
         ),
-        (QWEN25_7B, 8, {"loss": {}}, ["loss.max_tokens_per_micro_batch: 16384", "20480", "raise it"]),
+        (
+            QWEN25_7B,
+            8,
+            {"loss": {"max_tokens_per_micro_batch": 16384}},
+            ["loss.max_tokens_per_micro_batch: 16384", "20480", "raise it"],
+        ),
         (
             QWEN25_72B,
             64,

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from megatron_urpo.config import ConfigError
 from megatron_urpo.policy.hf.shape import FAMILIES as KNOWN
-from megatron_urpo.policy.hf.shape import check_layout, parse_shape, read_shape
+from megatron_urpo.policy.hf.shape import parse_shape, read_shape
 from megatron_urpo.policy.hf.table import hf_shapes, join, padded_vocab_size, shard, split, unshard, weight_entries
 from tests.support.models import FAMILIES, make_model
 
@@ -108,21 +108,6 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
     with pytest.raises(ConfigError, match="lacks 'num_attention_heads'"):
         read_shape(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("tensor", "pipeline", "part"),
-    [
-        (3, 1, r"parallel\.tensor: 3 does not divide the model's 4 attention heads \(4 / 3 = 1.33 a rank\)"),
-        (4, 1, r"parallel\.tensor: 4 does not divide the model's 2 key-value groups"),
-        (1, 3, r"parallel\.pipeline: 3 does not divide the model's 2 layers"),
-    ],
-)
-def test_layouts_that_do_not_divide(tensor: int, pipeline: int, part: str) -> None:
-    shape = parse_shape(FAMILIES["qwen2"]().to_dict())
-    check_layout(shape, 2, 2)
-    with pytest.raises(ConfigError, match=part):
-        check_layout(shape, tensor, pipeline)
 
 
 def test_every_family_is_tested() -> None:

@@ -42,6 +42,14 @@ def make_policy(folder: Path, parallel: Parallel, dtype: str = "float32", **opti
     return build_policy(model, OptimizerConfig(**optimizer), layout, parallel, 10, 1)
 
 
+def test_nothing_is_written_into_the_log(
+    model_folder: Path, parallel: Parallel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """megatron-core warns layer by layer of what it does not know."""
+    make_policy(model_folder, parallel)
+    assert caplog.messages == []
+
+
 def mean_nll(logprobs: torch.Tensor, _: torch.Tensor, __: PackedBatch) -> tuple[torch.Tensor, dict[str, float]]:
     return -logprobs.sum() / sum(len(row) - 1 for row in ROWS), {}
 

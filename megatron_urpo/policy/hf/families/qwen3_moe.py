@@ -16,7 +16,12 @@ def shape(config: dict[str, Any]) -> ModelShape:
             " supported"
         )
     # transformers 5 renames `num_experts`, as published, to `num_local_experts` when it saves.
-    count = config["num_experts"] if "num_experts" in config else config["num_local_experts"]
+    count = config["num_local_experts"] if "num_local_experts" in config else config["num_experts"]
+    if not 1 <= config["num_experts_per_tok"] <= count:
+        raise ConfigError(
+            f"model.path: config.json sends a token to num_experts_per_tok {config['num_experts_per_tok']} of {count}"
+            " experts; it must be 1 or more, and no more than there are: copy the file again"
+        )
     return decoder_shape(
         config,
         qkv_bias=False,
