@@ -6,8 +6,6 @@ in the call every word is quoted for the shell.
 
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +16,8 @@ from megatron_urpo.config.engine import ServersConfig
 from megatron_urpo.planning import make_plan
 from megatron_urpo.policy.hf.shape import check_layout, read_shape
 from megatron_urpo.policy.parallel import check_world_size
+from megatron_urpo.run_lock import find_dead_lock
+from megatron_urpo.slurm import check_partition, job_state
 
 ROOT = Path(__file__).parent.parent
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:+-]*")
@@ -87,8 +87,12 @@ def render_job(config: Config, path: Path, overrides: Sequence[str], request: Re
     )
 
 
-def check_job(config: Config, request: Request, gpu: str) -> None:
-    """Raises ConfigError for what can be known before the queue: nodes, layout, memory, partition, the checkout."""
+def check_job(config: Config, request: Request, gpu: str) -> str | None:
+    """What the job will take over in its run folder, if anything.
+
+    Raises ConfigError for what can be known before the queue: nodes, layout, memory, partition, the checkout, a run
+    that has the folder.
+    """
     if not (ROOT / "scripts" / "slurm" / "common.sh").is_file():
         raise ConfigError(f"megatron_urpo: {ROOT} has no scripts/slurm; install the checkout with `pip install -e`")
     if request.nodes < 1:
@@ -103,21 +107,8 @@ def check_job(config: Config, request: Request, gpu: str) -> None:
     else:
         check_layout(read_shape(config.model.path), config.parallel.tensor, config.parallel.pipeline)
         check_world_size(config.parallel, world_size)
-    _check_partition(request.partition)
-
-
-def submit(text: str, run_dir: Path) -> str:
-    """Number of the job. Writes it into the run folder. Raises ConfigError with SLURM's own words."""
-    if shutil.which("sbatch") is None:
-        raise ConfigError("--submit: no program sbatch here; call it on a login node of the cluster, or use --dry-run")
-    folder = run_dir / "jobs"
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "train.sbatch"
-    file.write_text(text)
-    done = subprocess.run(["sbatch", "--parsable", str(file)], capture_output=True, text=True)
-    if done.returncode:
-        raise ConfigError(f"--submit: SLURM refuses {file}: {' '.join(done.stderr.split())}")
-    return done.stdout.strip().split(";")[0]
+    check_partition(request.partition)
+    return find_dead_lock(config.run_dir, job_state)
 
 
 def ranks_per_node(config: Config) -> int:
@@ -175,15 +166,3 @@ def _nodes(nodes: int, tasks: int, gpus: int, cores: int) -> dict[str, str | Non
 
 def _directives(values: dict[str, str | None] | dict[str, str]) -> list[str]:
     return [f"#SBATCH --{key}{f'={value}' if value else ''}" for key, value in values.items() if value is not None]
-
-
-def _check_partition(name: str) -> None:
-    """Where SLURM is present it knows; elsewhere the job file is written all the same."""
-    if shutil.which("sinfo") is None:
-        return
-    done = subprocess.run(["sinfo", "--noheader", "--format=%R"], capture_output=True, text=True)
-    if done.returncode:
-        raise ConfigError(f"--partition: SLURM does not answer ({' '.join(done.stderr.split())}); try again later")
-    known = sorted(set(done.stdout.split()))
-    if name not in known:
-        raise ConfigError(f"--partition: {name!r} does not exist here; use one of {', '.join(known)}")

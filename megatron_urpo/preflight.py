@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from megatron_urpo.checkpoints import check_checkpoint, expected_layout, newest_checkpoint
 from megatron_urpo.config import Config, ConfigError
 from megatron_urpo.config.model import Fp8Config, ModelConfig, ParallelConfig
@@ -70,7 +72,7 @@ def check_model(model: ModelConfig, layout: ParallelConfig, fp8: Fp8Config) -> t
     check_layout(shape, layout.tensor, layout.pipeline)
     check_world_size(layout, launched_world_size())
     check_fp8(fp8, model, layout, shape, choose_spec(model.spec))
-    check_experts(shape, layout)
+    check_experts(shape, layout, torch.cuda.is_available())
     if model.init == "weights":
         open_weights(model.path, shape).check()
     tokenizer = load_tokenizer(model.tokenizer or model.path)

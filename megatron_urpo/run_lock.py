@@ -48,8 +48,44 @@ def run_lock(
 
 
 def acquire(run_dir: Path) -> tuple[dict[str, Any], str | None]:
-    """The lock that is now this process's, and why an older one was taken over, if one was. Raises ConfigError."""
+    """The lock that is now this process's, and the older one that was taken over, if one was. Raises ConfigError."""
+    path, mine, dead = run_dir / NAME, _own(), None
+    with _beside(run_dir, mine) as beside:
+        while True:
+            try:
+                os.link(beside, path)
+                return mine, dead
+            except FileExistsError:
+                found = _read(path)
+                dead = _why_dead(path, found, mine, now=beside)
+            if dead is not None:
+                _remove_dead(path, found, aside=beside.with_suffix(".dead"))
+
+
+def find_dead_lock(run_dir: Path, job_state: Callable[[str], str | None]) -> str | None:
+    """For before a run is queued: the lock that it would take over now, if there is one; nothing is changed.
+
+    `job_state`: what SLURM says of a job that has not ended. Raises ConfigError where a run that may live has the
+    folder; a job that waits to be started again has it too, without a sign of life.
+    """
     path, mine = run_dir / NAME, _own()
+    if not path.exists():
+        return None
+    lock = _read(path)
+    number = str(lock.get("job") or "") if lock else ""
+    state = job_state(number) if number.isdecimal() else None
+    if lock and state:
+        raise ConfigError(
+            f"run_dir: {run_dir} is in use by job {number} ({state}), last on {lock.get('host')}; `scancel {number}`,"
+            " or give another run_dir"
+        )
+    with _beside(run_dir, mine) as beside:
+        return _why_dead(path, lock, mine, now=beside)
+
+
+@contextlib.contextmanager
+def _beside(run_dir: Path, mine: dict[str, Any]) -> Iterator[Path]:
+    """A file beside the lock with `mine`: what becomes the lock, and what shows the time of the disk's clock."""
     beside = run_dir / f"{NAME}.{socket.gethostname()}.{os.getpid()}"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -59,25 +95,16 @@ def acquire(run_dir: Path) -> tuple[dict[str, Any], str | None]:
             f"run_dir: {run_dir} cannot be written to ({error}); give a folder that this user may write to, on a disk"
             " with room"
         ) from None
-    taken_over = None
     try:
-        while True:
-            try:
-                os.link(beside, path)
-                return mine, taken_over
-            except FileExistsError:
-                found = _read(path)
-                taken_over = _why_dead(path, found, mine, now=beside)
-            if taken_over is not None:
-                _remove_dead(path, found, aside=beside.with_suffix(".dead"))
+        yield beside
     finally:
         beside.unlink(missing_ok=True)
 
 
 def _acquire_then_tell(run_dir: Path, tell: Callable[[str], None]) -> dict[str, Any]:
-    mine, taken_over = acquire(run_dir)
-    if taken_over is not None:
-        tell(taken_over)
+    mine, dead = acquire(run_dir)
+    if dead is not None:
+        tell(f"took over {dead}")
     return mine
 
 
@@ -93,7 +120,7 @@ def _own() -> dict[str, Any]:
 
 
 def _why_dead(path: Path, lock: dict[str, Any] | None, mine: dict[str, Any], now: Path) -> str | None:
-    """What to say of a lock that is taken over; None where it is gone. Raises ConfigError where it may be alive."""
+    """The lock and how its run ended, in words; None where it is gone. Raises ConfigError where it may be alive."""
     try:
         os.utime(now)
         age = now.stat().st_mtime - path.stat().st_mtime
@@ -106,11 +133,11 @@ def _why_dead(path: Path, lock: dict[str, Any] | None, mine: dict[str, Any], now
     who = f"process {lock.get('pid')} on {lock.get('host')}" + (f", job {lock['job']}" if lock.get("job") else "")
     is_here = all(lock.get(name) == mine[name] for name in ("host", "pid_namespace"))
     if is_here and not _lives(lock):
-        return f"took over {path} of {who}, which is gone"
+        return f"{path} of {who}, which is gone"
     if mine["job"] and lock.get("job") == mine["job"] and int(lock.get("restart") or 0) < mine["restart"]:
-        return f"took over {path} of an earlier start of this job ({who})"
+        return f"{path} of an earlier start of this job ({who})"
     if not is_here and age > STALE_SECONDS:
-        return f"took over {path} of {who}, which gave no sign for {age:.0f} seconds"
+        return f"{path} of {who}, which gave no sign for {age:.0f} seconds"
     wait = (
         "stop it"
         if is_here

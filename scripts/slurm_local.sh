@@ -36,7 +36,8 @@ install() {
 
 network_up() {
     local i
-    ip link add $BRIDGE type bridge
+    ip link add $BRIDGE type bridge || fail "another local SLURM runs on this machine: stop it first"
+    touch "$1/run/network"
     ip addr add $NET.254/24 dev $BRIDGE
     ip link set $BRIDGE up
     { echo "127.0.0.1 localhost"; echo "$NET.254 urpoctl"; } >"$1/hosts"
@@ -153,7 +154,7 @@ stop() {
         for _ in $(seq 50); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
         kill -9 "$pid" 2>/dev/null || true
     done
-    network_down
+    [ ! -e "$folder/run/network" ] || network_down # where start failed, another's
 }
 
 case ${1:-} in

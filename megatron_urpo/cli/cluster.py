@@ -29,7 +29,8 @@ def sbatch(
 
     Nodes hold launch.gpus_per_node GPUs with a rank each; launch.server_nodes gives servers nodes of their own in the
     same job; launch.container, launch.time and launch.max_restarts are the job's. What `plan` refuses is refused here,
-    and a partition that does not exist. Relative paths in the config count from this folder.
+    a partition that does not exist, and a run folder that another run has. Relative paths in the config count from this
+    folder.
 
     \b
       megatron-urpo sbatch examples/qwen2.5-7b/config.yaml --nodes 4 --partition gpu --account me
@@ -40,12 +41,15 @@ def sbatch(
     """
     with user_errors():
         loaded, _ = load_config(config, overrides)
-        from megatron_urpo.job import Request, check_job, render_job, submit
+        from megatron_urpo.job import Request, check_job, render_job
+        from megatron_urpo.slurm import submit
 
         request = Request(nodes, partition, account, qos, name)
-        check_job(loaded, request, gpu)
+        dead = check_job(loaded, request, gpu)
+        if dead is not None:
+            click.echo(f"the job takes over {dead}", err=True)
         text = render_job(loaded, config, overrides, request)
-        click.echo(submit(text, loaded.run_dir) if submitting else text, nl=submitting)
+        click.echo(submit(text, loaded.run_dir, account) if submitting else text, nl=submitting)
 
 
 @click.command(hidden=True)

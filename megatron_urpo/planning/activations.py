@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_urpo.config.model import ParallelConfig
+from megatron_urpo.planning.experts import expert_bytes, expert_working
 from megatron_urpo.planning.states import DTYPE_BYTES
 from megatron_urpo.policy.hf.shape import ModelShape
 from megatron_urpo.policy.hf.table import padded_vocab_size
@@ -50,21 +51,24 @@ def activations(
     stage: int,
     padding: float = 1.0,
     num_micro_batches: int = 2**20,
+    fused_experts: bool = True,
 ) -> Activations:
     """Of a rank of pipeline stage `stage`.
 
     `padding`: padded over real tokens inside the attention of the `torch` layers, from 1 to 2; 1 with Transformer
     Engine, which attends without padding. `num_micro_batches`: of a pass; a stage never has more under way.
+    `fused_experts`: their activation is one kernel, as on GPUs.
     """
     width = DTYPE_BYTES[dtype]
     num_layers = shape.num_layers // layout.pipeline
     last = stage == layout.pipeline - 1
-    per_token = layer_bytes(shape, layout, dtype, layout.recompute, padding)
-    whole = layer_bytes(shape, layout, dtype, "none", padding)
+    per_token = layer_bytes(shape, layout, dtype, layout.recompute, padding, fused_experts)
+    whole = layer_bytes(shape, layout, dtype, "none", padding, fused_experts)
     hidden, wide = shape.hidden_size, shape.ffn_hidden_size // layout.tensor
     heads = shape.num_heads // layout.tensor * shape.head_dim
     # Gradients of a layer's widest part: gate and value, their product, and the residual stream.
-    working = (3 * wide + 2 * hidden) * width * num_tokens
+    widest = expert_working(shape, layout.tensor, width) if shape.num_experts else 3 * wide * width
+    working = (widest + 2 * hidden * width) * num_tokens
     if layout.recompute == "full":
         working += whole * num_tokens
     elif layout.recompute == "selective":
@@ -82,10 +86,13 @@ def activations(
     )
 
 
-def layer_bytes(shape: ModelShape, layout: ParallelConfig, dtype: str, recompute: Recompute, padding: float) -> int:
+def layer_bytes(
+    shape: ModelShape, layout: ParallelConfig, dtype: str, recompute: Recompute, padding: float, fused_experts: bool
+) -> int:
     """Kept for each token by one layer."""
     width, tensor = DTYPE_BYTES[dtype], layout.tensor
-    stream = shape.hidden_size // (tensor if layout.sequence else 1)
+    sharing = tensor if layout.sequence else 1
+    stream = shape.hidden_size // sharing
     if recompute == "full":
         return stream * width
     heads, groups = shape.num_heads // tensor, shape.num_query_groups // tensor
@@ -94,8 +101,11 @@ def layer_bytes(shape: ModelShape, layout: ParallelConfig, dtype: str, recompute
     rows = queries + 2 * keys  # the one matrix that query, key and value come out of
     kept = 4 * stream  # both norms: what goes in and what comes out
     kept += queries + 4 * shape.head_dim  # what the output projection reads; cosine and sine, for query and key
-    kept += 3 * wide  # gate and value, and their product
     bytes_kept = kept * width + 2 * 4  # and the two norms' scales
+    if shape.num_experts:
+        bytes_kept += expert_bytes(shape, tensor, sharing, width, fused_experts)
+    else:
+        bytes_kept += 3 * wide * width  # gate and value, and their product
     if shape.qk_norm:
         # What both read: keys as a part of the one matrix, queries as a copy where their groups lie apart in it.
         copied = queries if heads > groups > 1 else 0

@@ -1,11 +1,12 @@
 """What one GPU of the trainer must hold at once."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from megatron_urpo.config import Config
 from megatron_urpo.config.model import ParallelConfig
 from megatron_urpo.planning.activations import Activations, activations
-from megatron_urpo.planning.parameters import Parameter, stage_parameters
+from megatron_urpo.planning.parameters import stage_parameters
 from megatron_urpo.planning.states import DTYPE_BYTES, States, states
 from megatron_urpo.policy.hf.shape import ModelShape
 
@@ -38,13 +39,11 @@ def rank_memory(
 ) -> RankMemory:
     """Of the rank with the most to hold in a stage; `sync_buffers` are rank 0's."""
     dtype, cap = config.model.dtype, config.loss.max_tokens_per_micro_batch
-    parameters = stage_parameters(shape, layout.tensor, layout.pipeline, stage)
-    held = sum(parameter.size for parameter in parameters)
-    whole = states(parameters, dtype, data, distributed=False)
+    held, sharded, whole = _states(shape, layout.tensor, layout.pipeline, data, stage, dtype)
     return RankMemory(
         stage=stage,
         parameters=held,
-        states=_largest(parameters, dtype, data) if layout.distributed_optimizer else whole,
+        states=sharded if layout.distributed_optimizer else whole,
         unsharded_optimizer=whole.optimizer,
         reference=held * DTYPE_BYTES[dtype] if config.loss.kl_coefficient else 0,
         activations=activations(shape, layout, dtype, cap, cap, stage, padding),
@@ -52,9 +51,20 @@ def rank_memory(
     )
 
 
-def _largest(parameters: list[Parameter], dtype: str, data: int) -> States:
-    """Padding lies between and behind parameters, so the first data-parallel rank's part is as full as any."""
-    return states(parameters, dtype, data, distributed=True)
+@lru_cache(maxsize=256)
+def _states(
+    shape: ModelShape, tensor: int, pipeline: int, data: int, stage: int, dtype: str
+) -> tuple[int, States, States]:
+    """Parameters, and what they take with the distributed optimizer and without.
+
+    Padding lies between and behind parameters, so the first data-parallel rank's part is as full as any.
+    """
+    parameters = stage_parameters(shape, tensor, pipeline, stage)
+    return (
+        sum(parameter.size for parameter in parameters),
+        states(parameters, dtype, data, distributed=True),
+        states(parameters, dtype, data, distributed=False),
+    )
 
 
 def stages_to_look_at(pipeline: int) -> list[int]:

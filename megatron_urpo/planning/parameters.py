@@ -24,8 +24,10 @@ MODULE_ORDER = (
     "mlp.linear_fc1.layer_norm_weight",
     "mlp.linear_fc1.weight",
     "mlp.linear_fc2.weight",
+    "mlp.router.weight",
+    "mlp.experts.",
 )
-"""Of a layer, as megatron-core 0.16.1 registers them."""
+"""Of a layer, as megatron-core 0.16.1 registers them; experts one after the other, each with its two linears."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,16 @@ def _layer(shape: ModelShape, tensor: int) -> list[tuple[str, int]]:
     for entry, whole in _sizes(shape):
         if entry.megatron.startswith("decoder.layers.0."):
             name = entry.megatron.removeprefix("decoder.layers.0.")
-            if name not in MODULE_ORDER:
-                raise ConfigError(f"model.path: `plan` does not know the weight {name} of {shape.family} models")
             sizes[name] = whole if entry.kind == "replicated" else whole // tensor
-    return sorted(sizes.items(), key=lambda item: MODULE_ORDER.index(item[0]))
+    return sorted(sizes.items(), key=lambda item: _place(item[0], shape))
+
+
+def _place(name: str, shape: ModelShape) -> int:
+    """In MODULE_ORDER. Experts share a place: the table has them in order."""
+    generic = "mlp.experts." if name.startswith("mlp.experts.") else name
+    if generic not in MODULE_ORDER:
+        raise ConfigError(f"model.path: `plan` does not know the weight {name} of {shape.family} models")
+    return MODULE_ORDER.index(generic)
 
 
 def _outside(shape: ModelShape, tensor: int) -> tuple[int, bool]:

@@ -15,6 +15,7 @@ from megatron_urpo.planning.memory import RankMemory, rank_memory, stages_to_loo
 from megatron_urpo.planning.parameters import total_parameters
 from megatron_urpo.planning.search import Candidate, fitting, layouts, nearest
 from megatron_urpo.planning.states import DTYPE_BYTES
+from megatron_urpo.policy.experts import check_experts
 from megatron_urpo.policy.hf.shape import ModelShape, check_layout, read_shape
 from megatron_urpo.policy.hf.table import hf_shapes
 
@@ -71,6 +72,7 @@ def make_plan(config: Config, gpu: str, gpus: int) -> Plan:
     layout = config.parallel
     _check_ranks(layout, gpus)
     check_layout(shape, layout.tensor, layout.pipeline)
+    check_experts(shape, layout, on_gpu=True)
     data = gpus // (layout.tensor * layout.pipeline)
     engine = plan_engine(config, shape, gpus, kind.per_node)
     width = DTYPE_BYTES[config.model.dtype]

@@ -13,7 +13,7 @@ from megatron_urpo.config.model import ParallelConfig
 from megatron_urpo.policy.hf.dimensions import ModelShape
 
 
-def check_experts(shape: ModelShape, layout: ParallelConfig) -> None:
+def check_experts(shape: ModelShape, layout: ParallelConfig, on_gpu: bool) -> None:
     """Raises ConfigError for layouts that megatron-core's expert layers do not have."""
     if shape.num_experts is None:
         return
@@ -22,7 +22,7 @@ def check_experts(shape: ModelShape, layout: ParallelConfig) -> None:
             f"parallel.sequence: must be true for a model with experts at parallel.tensor {layout.tensor}, since"
             " megatron-core does not train them otherwise; set it, or parallel.tensor to 1"
         )
-    if layout.pipeline > 1 and not torch.cuda.is_available():
+    if layout.pipeline > 1 and not on_gpu:
         raise ConfigError(
             f"parallel.pipeline: {layout.pipeline} stages of a model with experts need a GPU: the one dispatcher that"
             " goes with packed micro-batches, `alltoall`, works with CUDA streams; set it to 1"

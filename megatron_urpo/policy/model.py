@@ -68,7 +68,7 @@ def build_model(model: ModelConfig, layout: ParallelConfig, fp8: Fp8Config, para
     check_layout(shape, parallel.tensor, parallel.pipeline)
     spec = choose_spec(model.spec)
     check_fp8(fp8, model, layout, shape, spec)
-    check_experts(shape, layout)
+    check_experts(shape, layout, torch.cuda.is_available())
     config = transformer_config(shape, layout, fp8, DTYPES[model.dtype], spec)
     module = HiddenStateModel(
         config,

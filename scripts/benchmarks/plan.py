@@ -32,6 +32,8 @@ QWEN2: dict[str, Any] = {"model_type": "qwen2", "rms_norm_eps": 1e-6, "tie_word_
                          "max_position_embeddings": 4096}  # fmt: skip
 MINIATURE = QWEN2 | {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
                      "num_key_value_heads": 2, "vocab_size": 256}  # fmt: skip
+EXPERTS = MINIATURE | {"model_type": "qwen3_moe", "moe_intermediate_size": 96, "num_experts": 16,
+                       "num_experts_per_tok": 4, "norm_topk_prob": True}  # fmt: skip
 HALF_BILLION = QWEN2 | {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
                         "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936}  # fmt: skip
 SEARCHED = QWEN2 | {"hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80, "num_attention_heads": 64,
@@ -41,6 +43,9 @@ CASES: list[tuple[str, dict[str, Any], int, str, dict[str, Any], int]] = [
     ("miniature, TP 2 with sequence parallel", MINIATURE, 2, "float32", {"tensor": 2, "sequence": True}, 16384),
     ("miniature, PP 2", MINIATURE, 2, "float32", {"pipeline": 2}, 16384),
     ("miniature, full recomputation", MINIATURE, 1, "float32", {"recompute": "full"}, 32768),
+    ("miniature with experts, one rank", EXPERTS, 1, "float32", {}, 8192),
+    ("miniature with experts, TP 2", EXPERTS, 2, "float32", {"tensor": 2, "sequence": True}, 8192),
+    ("miniature with experts, full recomputation", EXPERTS, 1, "float32", {"recompute": "full"}, 8192),
     ("0.5B, one rank, bfloat16", HALF_BILLION, 1, "bfloat16", {}, 512),
 ]
 
@@ -76,7 +81,7 @@ def measure(folder: Path, dtype: str, layout: ParallelConfig, num_tokens: int, g
         shape, stage = policy.part.shape, parallel.pipeline_rank
         parameters = stage_parameters(shape, layout.tensor, layout.pipeline, stage)
         held = states(parameters, dtype, parallel.data, layout.distributed_optimizer, parallel.data_rank)
-        kept = activations(shape, layout, dtype, num_tokens, num_tokens, stage, 1.0, count)
+        kept = activations(shape, layout, dtype, num_tokens, num_tokens, stage, 1.0, count, fused_experts=False)
         rows = parallel.gather((held.total, kept.peak, taken))
         if parallel.rank == 0:
             (folder / "found.json").write_text(json.dumps(rows))

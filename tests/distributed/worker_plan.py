@@ -29,6 +29,8 @@ def main(folder: Path, models: list[Path]) -> None:
         for layout in LAYOUTS[joined.world_size]:
             parallel = rearranged(joined, layout)
             for model in models:
+                if model.name == "qwen3_moe" and layout.pipeline > 1:
+                    continue  # check_experts: not without a GPU
                 for dtype in ("float32", "bfloat16"):
                     for distributed in (True, False):
                         case = layout.model_copy(update={"distributed_optimizer": distributed})

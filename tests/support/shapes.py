@@ -16,6 +16,9 @@ QWEN3_8B: dict[str, Any] = {
     "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
     "max_position_embeddings": 40960, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": False,
 }  # fmt: skip
+QWEN3_30B_A3B = QWEN3_8B | {"model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144,
+                            "num_hidden_layers": 48, "num_key_value_heads": 4, "moe_intermediate_size": 768,
+                            "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True}  # fmt: skip
 OCTOTHINKER_8B: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072,

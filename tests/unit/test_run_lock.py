@@ -14,7 +14,7 @@ import pytest
 
 from megatron_urpo.config import ConfigError
 from megatron_urpo.policy.parallel import Parallel
-from megatron_urpo.run_lock import NAME, STALE_SECONDS, acquire, run_lock
+from megatron_urpo.run_lock import NAME, STALE_SECONDS, acquire, find_dead_lock, run_lock
 
 HOLD = """
 import sys
@@ -118,3 +118,28 @@ def test_a_folder_that_cannot_be_written_to_is_named() -> None:
         ConfigError, match=r"run_dir: /proc/self/run cannot be written to .*give a folder that this user"
     ):
         acquire(Path("/proc/self/run"))
+
+
+def test_before_the_queue_a_job_that_slurm_knows_has_the_folder(tmp_path: Path) -> None:
+    """Without a sign of life as well: it waits for its next start."""
+    other_lock(tmp_path, age=STALE_SECONDS + 20, job="12")
+    with pytest.raises(
+        ConfigError, match=r"in use by job 12 \(PENDING\), last on node7; `scancel 12`, or give another run_dir$"
+    ):
+        find_dead_lock(tmp_path, {"12": "PENDING"}.get)
+
+
+def test_before_the_queue_a_dead_lock_is_told_and_left_as_it_is(tmp_path: Path) -> None:
+    def nobody_asks(number: str) -> str | None:
+        raise AssertionError(number)
+
+    assert find_dead_lock(tmp_path / "new", nobody_asks) is None
+    assert not (tmp_path / "new").exists()
+    path = other_lock(tmp_path, age=STALE_SECONDS - 20, job="12")
+    with pytest.raises(ConfigError, match=r"process 4711 on node7, job 12 \(last sign 1[56]\d seconds ago\)"):
+        find_dead_lock(tmp_path, {"13": "RUNNING"}.get)
+    other_lock(tmp_path, age=STALE_SECONDS + 20)
+    before = path.read_text()
+    assert "process 4711 on node7, which gave no sign for 20" in str(find_dead_lock(tmp_path, nobody_asks))
+    assert path.read_text() == before
+    assert [file.name for file in tmp_path.iterdir()] == [NAME]

@@ -13,7 +13,7 @@ from megatron_urpo.policy import logprobs
 from megatron_urpo.policy.packing import TokenSequence
 from megatron_urpo.policy.parallel import joined_ranks
 from megatron_urpo.policy.policy import Policy, build_policy
-from tests.support.models import COMMON
+from tests.support.models import COMMON, EXPERTS
 from tests.support.shapes import write_shape
 
 NUM_TOKENS, LENGTH = 512, 64
@@ -21,21 +21,29 @@ NUM_TOKENS, LENGTH = 512, 64
 SHAPES = {
     "qwen2": {**COMMON, "model_type": "qwen2", "hidden_size": 96, "head_dim": 16, "tie_word_embeddings": True},
     "qwen3": {**COMMON, "model_type": "qwen3", "head_dim": 32},
+    "qwen3_moe": {**COMMON, "model_type": "qwen3_moe", "hidden_size": 96, **EXPERTS, "num_experts": 6},
+    "qwen3_moe, softmax over all": {**COMMON, "model_type": "qwen3_moe", **EXPERTS, "norm_topk_prob": False},
 }
 
 
 @pytest.mark.parametrize("family", list(SHAPES))
 def test_kept_tensors_are_counted(tmp_path: Path, family: str) -> None:
-    """Within four numbers a token, whose layers keep hundreds: rotary frequencies, and indices that layers share."""
+    """Within four numbers a token, whose layers keep hundreds: rotary frequencies, and indices that layers share.
+
+    Experts with the fused activation of GPUs as well; here it runs uncompiled.
+    """
     model = ModelConfig(path=write_shape(tmp_path, SHAPES[family]), init="random", dtype="float32", spec="torch")
     with joined_ranks(ParallelConfig()) as parallel:
         for recompute in ("none", "selective", "full"):
             layout = ParallelConfig(recompute=recompute)
             policy = build_policy(model, OptimizerConfig(), layout, parallel, num_steps=1, updates_per_step=1)
-            want = activations(policy.part.shape, layout, "float32", NUM_TOKENS, NUM_TOKENS, stage=0)
-            head_reads = policy.part.shape.hidden_size * 4 * NUM_TOKENS  # kept by the log-probabilities, not run here
-            difference = kept_bytes(policy) - (want.layers + want.outside - head_reads)
-            assert abs(difference) <= 4 * 4 * NUM_TOKENS, recompute
+            shape = policy.part.shape
+            head_reads = shape.hidden_size * 4 * NUM_TOKENS  # kept by the log-probabilities, not run here
+            for fused in (False, True) if shape.num_experts else (True,):
+                policy.part.config.bias_activation_fusion = fused
+                want = activations(shape, layout, "float32", NUM_TOKENS, NUM_TOKENS, stage=0, fused_experts=fused)
+                difference = kept_bytes(policy) - (want.layers + want.outside - head_reads)
+                assert abs(difference) <= 4 * 4 * NUM_TOKENS, (recompute, fused, difference / NUM_TOKENS)
 
 
 def kept_bytes(policy: Policy) -> int:
@@ -50,7 +58,8 @@ def kept_bytes(policy: Policy) -> int:
             kept[storage.data_ptr()] = storage  # held, so that no later one has its address
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.compiler.set_stance("force_eager"):
         policy.model(batch.tokens_1T, batch.positions_1T, None, packed_seq_params=batch.packed)
     return sum(storage.nbytes() for storage in kept.values())
 

@@ -17,7 +17,7 @@ from megatron_urpo.planning.search import layouts
 from megatron_urpo.policy.hf.shape import parse_shape
 from megatron_urpo.policy.hf.table import hf_shapes
 from megatron_urpo.weight_sync.buckets import plan_buckets
-from tests.support.shapes import QWEN3_8B, QWEN25_7B, QWEN25_72B, write_shape
+from tests.support.shapes import QWEN3_8B, QWEN3_30B_A3B, QWEN25_7B, QWEN25_72B, write_shape
 
 SGLANG: dict[str, Any] = {"num_servers": 8, "first_gpu": 0, "flags": {"mem-fraction-static": 0.4}}
 RUN: dict[str, Any] = {
@@ -51,6 +51,24 @@ def test_a_7b_model_on_eight_gpus(tmp_path: Path) -> None:
     assert plan.engine.weights == 2 * plan.num_parameters
     assert plan.engine.kv_bytes_per_token == 2 * 28 * 4 * 128 * 2
     assert plan.problems == []
+
+
+def test_a_model_with_experts(tmp_path: Path) -> None:
+    """Qwen3-30B-A3B: 30,532,122,624 parameters. At TP 4 all but norms and routers are quartered.
+
+    Each layer of 48 has two norms of 2048, two of 128 and a router of 128 x 2048; one norm is at the end. Recomputed
+    whole, a layer keeps its input; for a moment, 8 copies of each token, with 3 x 768 / 4 channels of an expert.
+    """
+    plan = planned(tmp_path, QWEN3_30B_A3B, gpus=64, parallel={"tensor": 4, "sequence": True, "recompute": "full"})
+    (rank,) = plan.ranks
+    whole = 48 * (2 * 2048 + 2 * 128 + 128 * 2048) + 2048
+    assert plan.num_parameters == 30_532_122_624
+    assert rank.parameters == (30_532_122_624 - whole) // 4 + whole == 7_642_626_048
+    assert rank.activations.layers == 48 * 20480 * 2048 // 4 * 2
+    assert rank.activations.working > 20480 * 8 * (2048 + 3 * 768 // 4) * 2 * 2
+    assert {candidate.layout.sequence for candidate in plan.fits if candidate.layout.tensor > 1} == {True}
+    with pytest.raises(ConfigError, match=r"parallel\.sequence: must be true"):
+        planned(tmp_path, QWEN3_30B_A3B, gpus=64, parallel={"tensor": 4})
 
 
 def test_a_step_in_words(tmp_path: Path) -> None:
