@@ -49,7 +49,6 @@ setup(
         "numpy",
         "pyarrow",
         f"math-verify=={PINS['MATH_VERIFY_VERSION']}",
-        "nltk>=3.9",
         "rensa>=0.5,<0.6",
         "regex",
     ],

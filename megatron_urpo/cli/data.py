@@ -25,6 +25,10 @@ def pack(config: Path, overrides: tuple[str, ...]) -> None:
     """
     with user_errors():
         loaded, _ = load_section(PackConfig, config, overrides)
+        from megatron_urpo.packing.pool import start_loading
+
+        if loaded.processes != 1:
+            start_loading()
         from megatron_urpo.packing.pack import pack as run
 
         run(loaded)

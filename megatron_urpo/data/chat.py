@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from megatron_urpo.data.errors import DataError
 from megatron_urpo.types import Message
@@ -105,7 +105,7 @@ def load_tokenizer(path: Path, field: str = "model.tokenizer") -> HuggingFaceTok
         raise DataError(f"{field}: {path} is no folder; give a Hugging Face folder with tokenizer files")
     # For some model types AutoTokenizer (transformers 5.23) ignores the class that the folder names and rebuilds the
     # tokenizer around its vocabulary, which silently changes how text splits; tokenizer.json is taken as it is.
-    kind = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
+    kind = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else _auto_tokenizer()
     try:
         tokenizer = kind.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
@@ -125,6 +125,13 @@ def load_tokenizer(path: Path, field: str = "model.tokenizer") -> HuggingFaceTok
             " tokenizer_config.json or eos_token_id in generation_config.json"
         )
     return HuggingFaceTokenizer(tokenizer, tuple(dict.fromkeys(stop)))
+
+
+def _auto_tokenizer() -> Any:
+    """Imported where it is needed: it brings torch along, which takes longer to load than many a tokenizer to use."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def _generation_config_stops(path: Path, field: str) -> list[int]:

@@ -1,8 +1,8 @@
 """Training prompts that hold an evaluation question, by n-gram overlap.
 
 A prompt is contaminated if it holds at least `overlap` of the n-grams of one evaluation question: its own, so a
-long prompt around a short question is found too. Words and marks are those of nltk's WordPunctTokenizer, letter
-case aside. Questions are compared with questions: what candidates answered is not looked at.
+long prompt around a short question is found too. Words are runs of letters and digits, marks runs of what is neither
+that nor white space; letter case aside. Questions are compared with questions, not with candidates' answers.
 
 N-grams of more than five different evaluation questions are a benchmark's boilerplate (\"output the final answer within
 \\boxed{}\") and count for none. A question shorter than an n-gram counts only where it is the whole prompt.
@@ -14,14 +14,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from nltk.tokenize import WordPunctTokenizer
+import regex
 from numpy.typing import NDArray
 
-from megatron_urpo.data.ngrams import Hashes, WordHasher, ngram_hashes
+from megatron_urpo.data.ngrams import Hashes, WordHasher, is_among, ngram_hashes
 from megatron_urpo.types import Message
 
 BOILERPLATE = 5
-_tokenize = WordPunctTokenizer().tokenize
+_words_and_marks = regex.compile(r"\w+|[^\w\s]+").findall
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def question_of(messages: Sequence[Message]) -> str:
 
 
 def words_of(text: str, hasher: WordHasher) -> Hashes:
-    return hasher(_tokenize(text.casefold()))
+    return hasher(_words_and_marks(text.casefold()))
 
 
 class EvaluationQuestions:
@@ -80,20 +80,15 @@ class EvaluationQuestions:
         if not len(self._grams):
             return [None] * len(questions)
         hashes, offsets = ngram_hashes([words_of(question, hasher) for question in questions], self._n)
-        first = np.searchsorted(self._grams, hashes, "left")
-        last = np.searchsorted(self._grams, hashes, "right")
-        found = last > first
-        result: list[Match | None] = []
-        for start, end in zip(offsets.astype(np.int64), offsets[1:].astype(np.int64), strict=False):
-            hits = np.flatnonzero(found[start:end]) + start
-            result.append(self._best(hashes, first, last, hits) if len(hits) else None)
-        return result
+        found = np.flatnonzero(is_among(hashes, self._grams))
+        borders = np.searchsorted(found, offsets.astype(np.int64))
+        return [self._best(hashes[found[a:b]]) if a < b else None for a, b in pairwise(borders)]
 
-    def _best(
-        self, hashes: Hashes, first: NDArray[np.int64], last: NDArray[np.int64], hits: NDArray[np.int64]
-    ) -> Match | None:
-        _, once = np.unique(hashes[hits], return_index=True)
-        owners = np.concatenate([self._owners[first[hit] : last[hit]] for hit in hits[once]])
+    def _best(self, hashes: Hashes) -> Match | None:
+        """Of one prompt's n-grams that are any question's."""
+        hashes = np.unique(hashes)
+        first, last = (np.searchsorted(self._grams, hashes, side) for side in ("left", "right"))
+        owners = np.concatenate([self._owners[start:end] for start, end in zip(first, last, strict=True)])
         shares = np.bincount(owners, minlength=len(self._counts)) / np.maximum(self._counts, 1)
         best = int(np.argmax(shares))
         return Match(self._places[best], float(shares[best])) if shares[best] >= self._overlap else None

@@ -8,7 +8,6 @@ The first of two duplicates stays. Near duplicates are of the same task, and for
 question with another number in it and another answer is another question.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,11 +15,12 @@ import numpy as np
 import rensa
 from numpy.typing import NDArray
 
-from megatron_urpo.data.ngrams import Hashes, ngram_hashes
+from megatron_urpo.data.ngrams import Hashes, is_among, ngram_hashes
 
 PERMUTATIONS, SHINGLE = 128, 5
 _SEED = 1
 PARTITION_ROWS = 1 << 21  # of one key, sorted at once: 16 bytes each
+_COMPARED = 4096  # pairs at once
 _ROUNDS = 4  # of comparing what shares a band: by then few rows that are alike have not met
 
 EXACT, NEAR = 1, 2
@@ -42,17 +42,10 @@ def shingles(ids: Sequence[Sequence[int]]) -> tuple[Hashes, NDArray[np.uint64]]:
 def signatures(ids: Sequence[Sequence[int]], boilerplate: Hashes) -> NDArray[np.uint32]:
     """[texts, PERMUTATIONS]: MinHash of each text's 5-grams of tokens that are not `boilerplate` (sorted)."""
     hashes, offsets = shingles(ids)
-    kept = ~_is_among(hashes, boilerplate)
+    kept = ~is_among(hashes, boilerplate)
     hashes, offsets = hashes[kept], np.concatenate([[0], np.cumsum(kept)])[offsets.astype(np.int64)].astype(np.uint64)
     matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, PERMUTATIONS, _SEED)
     return np.array(matrix.to_rows(), dtype=np.uint32).reshape(len(ids), PERMUTATIONS)
-
-
-def _is_among(values: Hashes, sorted_set: Hashes) -> NDArray[np.bool_]:
-    if not len(sorted_set):
-        return np.zeros(len(values), np.bool_)
-    places = np.minimum(np.searchsorted(sorted_set, values), len(sorted_set) - 1)
-    return np.asarray(sorted_set[places] == values)
 
 
 def band_hashes(signature: NDArray[np.uint32], salts: Hashes, bands: int) -> Hashes:
@@ -87,67 +80,71 @@ class KeyWriter:
 
 def find_duplicates(
     folder: Path, num_rows: int, exact: bool, near: float, partition_rows: int = PARTITION_ROWS
-) -> tuple[NDArray[np.int64], bytearray]:
+) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """(for each row the earlier row that it repeats, -1 for none; EXACT, NEAR or 0).
 
     `partition_rows`: about so many keys are sorted at once.
     """
-    earlier = np.full(num_rows, -1, np.int64)
-    kinds = bytearray(num_rows)
+    earlier, kinds = np.full(num_rows, -1, np.int64), np.zeros(num_rows, np.uint8)
     if exact:
-        for rows in _groups(folder / "key_0", num_rows, partition_rows):
-            earlier[rows[1:]] = rows[0]
-            for row in rows[1:]:
-                kinds[row] = EXACT
-    if near:
-        with (folder / "signatures").open("rb") as file:
-            compare = _Compare(file.fileno(), near)
-            for band in sorted(folder.glob("key_*"), key=lambda path: int(path.name[4:])):
-                if band.name == "key_0":
-                    continue
-                for rows in _groups(band, num_rows, partition_rows):
-                    _mark_near(rows[earlier[rows] < 0], compare, earlier, kinds)
+        for rows, keys in _sharing(folder / "key_0", num_rows, partition_rows):
+            first = _first(rows, keys)
+            repeats = rows != first
+            earlier[rows[repeats]], kinds[rows[repeats]] = first[repeats], EXACT
+    if near and num_rows:
+        for band in sorted(folder.glob("key_*"), key=lambda path: int(path.name[4:]))[1:]:
+            for rows, keys in _sharing(band, num_rows, partition_rows):
+                left = earlier[rows] < 0
+                _mark_near(rows[left], keys[left], _Alike(folder / "signatures", near), earlier, kinds)
     return earlier, kinds
 
 
-def _mark_near(rows: NDArray[np.int64], compare: "_Compare", earlier: NDArray[np.int64], kinds: bytearray) -> None:
+def _mark_near(
+    rows: NDArray[np.int64], keys: Hashes, alike: "_Alike", earlier: NDArray[np.int64], kinds: NDArray[np.uint8]
+) -> None:
     for _ in range(_ROUNDS):
-        if len(rows) < 2:
-            return
-        alike = compare(rows)
-        earlier[rows[1:][alike]] = rows[0]
-        for row in rows[1:][alike]:
-            kinds[row] = NEAR
-        rows = rows[1:][~alike]
+        first = _first(rows, keys)
+        others = rows != first
+        rows, keys, first = rows[others], keys[others], first[others]
+        found = alike(rows, first)
+        earlier[rows[found]], kinds[rows[found]] = first[found], NEAR
+        rows, keys = rows[~found], keys[~found]
 
 
-class _Compare:
-    """Estimated similarity of rows by their signatures on disk."""
+class _Alike:
+    """Whether rows are alike, by their signatures on disk."""
 
-    def __init__(self, file: int, threshold: float) -> None:
-        self._file, self._least = file, threshold * PERMUTATIONS
+    def __init__(self, signatures: Path, threshold: float) -> None:
+        self._least = threshold * PERMUTATIONS
+        # Its pages count as memory of this process while it lives: short, and only those that were looked at.
+        self._signatures = np.memmap(signatures, np.uint32, "r").reshape(-1, PERMUTATIONS)
 
-    def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether each row but the first is like the first."""
-        first = self._read(int(rows[0]))
-        return np.array([np.count_nonzero(self._read(int(row)) == first) >= self._least for row in rows[1:]])
+    def __call__(self, rows: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.bool_]:
+        result = np.zeros(len(rows), np.bool_)
+        for start in range(0, len(rows), _COMPARED):
+            block = slice(start, start + _COMPARED)
+            equal = self._signatures[rows[block]] == self._signatures[others[block]]
+            result[block] = np.count_nonzero(equal, axis=1) >= self._least
+        return result
 
-    def _read(self, row: int) -> NDArray[np.uint32]:
-        size = 4 * PERMUTATIONS
-        return np.frombuffer(os.pread(self._file, size, row * size), np.uint32)
 
-
-def _groups(file: Path, num_rows: int, partition_rows: int) -> Iterator[NDArray[np.int64]]:
-    """Rows that share a key, each group in the order of rows."""
+def _sharing(file: Path, num_rows: int, partition_rows: int) -> Iterator[tuple[NDArray[np.int64], Hashes]]:
+    """(rows that share their key with another row, their keys): by key, then in the order of rows."""
     num_partitions = max(1, -(-num_rows // partition_rows))
     for partition in range(num_partitions):
         keys, rows = _partition(file, partition, num_partitions, partition_rows)
         order = np.argsort(keys, kind="stable")
         keys, rows = keys[order], rows[order]
-        new = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, np.int64)
-        ends = np.append(new[1:], len(keys))
-        for start, end in zip(new[ends - new > 1], ends[ends - new > 1], strict=True):
-            yield rows[start:end]
+        like_next = np.append(keys[1:] == keys[:-1], [False])[: len(keys)]
+        shared = like_next | np.roll(like_next, 1)
+        yield rows[shared], keys[shared]
+
+
+def _first(rows: NDArray[np.int64], keys: Hashes) -> NDArray[np.int64]:
+    """[rows]: the first row with the same key; equal keys stand together."""
+    new = np.ones(len(keys), np.bool_)
+    new[1:] = keys[1:] != keys[:-1]
+    return np.asarray(rows[new][np.cumsum(new) - 1])
 
 
 def _partition(

@@ -4,7 +4,7 @@ Hashes depend on the text alone: not on the process, its hash seed or the order 
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,24 +20,23 @@ def hash_bytes(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
+class _Known(dict[str, int]):
+    def __missing__(self, word: str) -> int:
+        value = self[word] = hash_bytes(word.encode("utf-8", "surrogatepass"))
+        return value
+
+
 class WordHasher:
     """Remembers the words it has met, since few words make most of a text."""
 
     def __init__(self) -> None:
-        self._known: dict[str, int] = {}
+        self._known = _Known()
 
-    def __call__(self, words: Iterable[str]) -> Hashes:
+    def __call__(self, words: Sequence[str]) -> Hashes:
         """[words]: one number each."""
-        known = self._known
-        if len(known) > _MAX_WORDS:
-            known.clear()
-        hashes = []
-        for word in words:
-            value = known.get(word)
-            if value is None:
-                value = known[word] = hash_bytes(word.encode("utf-8", "surrogatepass"))
-            hashes.append(value)
-        return np.array(hashes, dtype=np.uint64)
+        if len(self._known) > _MAX_WORDS:
+            self._known.clear()
+        return np.fromiter(map(self._known.__getitem__, words), np.uint64, len(words))
 
 
 def ngram_hashes(texts: Sequence[Hashes], n: int) -> tuple[Hashes, NDArray[np.uint64]]:
@@ -59,6 +58,14 @@ def ngram_hashes(texts: Sequence[Hashes], n: int) -> tuple[Hashes, NDArray[np.ui
     starts = np.concatenate([[0], np.cumsum([len(words) for words in padded])])
     inside = np.concatenate([np.arange(starts[i], starts[i] + counts[i]) for i in range(len(padded))])
     return mixed[inside], offsets
+
+
+def is_among(values: Hashes, sorted_set: Hashes) -> NDArray[np.bool_]:
+    """[values]: whether each is in `sorted_set`, which may hold a value more than once."""
+    if not len(sorted_set):
+        return np.zeros(len(values), np.bool_)
+    places = np.minimum(np.searchsorted(sorted_set, values), len(sorted_set) - 1)
+    return np.asarray(sorted_set[places] == values)
 
 
 def _padded(words: Hashes, n: int) -> Hashes:

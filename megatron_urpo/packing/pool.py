@@ -7,6 +7,7 @@ thread is forked. They leave when their parent is gone, however it went.
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import signal
 import threading
@@ -23,6 +24,12 @@ _AHEAD = 3  # items in work or waiting for each process
 _PRELOAD = ["megatron_urpo.packing.chunks"]
 
 
+def start_loading() -> None:
+    """Starts the fork server, so that it loads its modules while this process loads its own."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOAD)
+    multiprocessing.forkserver.ensure_running()
+
+
 @contextlib.contextmanager
 def ordered_map(
     processes: int, start: Callable[..., None], arguments: tuple[Any, ...]
@@ -35,8 +42,8 @@ def ordered_map(
         start(*arguments)
         yield lambda function, items: (function(*item) for item in items)
         return
+    start_loading()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
     pool = ProcessPoolExecutor(processes, context, _start, (start, arguments))
     try:
         yield lambda function, items: _in_order(pool, processes * _AHEAD, function, items)

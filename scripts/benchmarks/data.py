@@ -5,7 +5,8 @@
 
 Rows are made of published text (GSM8K, alpaca_eval): questions, and pairs of answers to one. The tokenizer is a BPE of
 32k tokens trained on it, with Qwen's pre-tokenizer. The packed rows are those of a whole `megatron-urpo pack` command,
-start-up included, on every core; the floor is `encode_batch_fast` of the texts that the model sees; threads: all.
+start-up included, on every core; the floor is `encode_batch_fast` of the texts that the model sees, on all threads,
+before and after. Processor time is shown too: of a machine that others use it says more than the clock.
 Peak memory is the sum over the command's processes, at `--rows` and at `--times` as many.
 """
 
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -84,10 +86,20 @@ def write_rows(file: Path, count: int, questions: list[str], answers: list[str])
         out.writelines(json.dumps(row) + "\n" for row in rows())
 
 
-def run_pack(folder: Path, rows: Path, name: str, data: Path) -> tuple[float, float]:
-    """(seconds, peak MiB) of the whole command."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """`busy`: processor seconds of all processes and threads."""
+
+    rows: int
+    seconds: float
+    busy: float
+    peak_mib: float = 0.0
+
+
+def run_pack(folder: Path, rows: Path, count: int, data: Path) -> Measured:
+    """The whole command."""
     config = {
-        "output": str(folder / name), "tokenizer": str(folder / "tokenizer"), "overwrite": True,
+        "output": str(folder / "store"), "tokenizer": str(folder / "tokenizer"), "overwrite": True,
         "sources": [{"dataset": "prompt_responses", "path": str(rows)}],
         "decontaminate_against": [
             {"dataset": "gsm8k", "path": str(data / "gsm8k" / "test.jsonl")},
@@ -99,40 +111,61 @@ def run_pack(folder: Path, rows: Path, name: str, data: Path) -> tuple[float, fl
     command = [sys.executable, "tools/pack_data.py", str(folder / "pack.yaml")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     peak = 0
+    busy: dict[int, float] = {}
     while process.poll() is None:
-        peak = max(peak, tree_memory(process.pid))
+        peak = max(peak, look_at_tree(process.pid, busy))
         time.sleep(POLL_SECONDS)
     seconds = time.perf_counter() - start
     _, said = process.communicate()
     if process.returncode:
         sys.exit(said)
-    return seconds, peak / 2**20
+    return Measured(count, seconds, sum(busy.values()), peak / 2**20)
 
 
-def tree_memory(pid: int) -> int:
-    """Resident bytes of a process and all below it, what they share counted in each."""
+def look_at_tree(pid: int, busy: dict[int, float]) -> int:
+    """Resident bytes of a process and all below it, what they share counted in each; `busy` is brought up to date."""
     total = 0
     try:
         parent = psutil.Process(pid)
         for process in (parent, *parent.children(recursive=True)):
             total += process.memory_info().rss
+            times = process.cpu_times()
+            busy[process.pid] = times.user + times.system
     except psutil.NoSuchProcess:
         pass  # it has just ended
     return total
 
 
-def floor(folder: Path, name: str, rows: int) -> float:
-    """Seconds of the bare tokenizer for the texts that the model sees."""
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    scoring = ScoringPrompts(RefereeConfig(), tokenizer)
-    texts = [model_text(prompt, tokenizer, scoring) for prompt in load_prompts([folder / name])]
-    tokens = sum(map(len, tokenizer.encode_batch(texts[:1000]))) / 1000
-    print(f"text: {sum(map(len, texts)) / 1e6:.0f} MB, {tokens:.0f} tokens a row")
-    bare = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
-    start = time.perf_counter()
-    for first in range(0, len(texts), 1000):
-        bare.encode_batch_fast(texts[first : first + 1000], add_special_tokens=False)
-    return (time.perf_counter() - start) * rows / len(texts)
+class Floor:
+    """The bare tokenizer over the texts that the model sees of a packed store."""
+
+    def __init__(self, folder: Path) -> None:
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        scoring = ScoringPrompts(RefereeConfig(), tokenizer)
+        self._texts = [model_text(prompt, tokenizer, scoring) for prompt in load_prompts([folder / "store"])]
+        self._bare = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
+        tokens = sum(map(len, self._bare.encode_batch_fast(self._texts[:1000], add_special_tokens=False))) / 1000
+        print(f"text: {sum(map(len, self._texts)) / 1e6:.0f} MB, {tokens:.0f} tokens a row")
+
+    def run(self) -> Measured:
+        start, busy = time.perf_counter(), time.process_time()
+        for first in range(0, len(self._texts), 1000):
+            self._bare.encode_batch_fast(self._texts[first : first + 1000], add_special_tokens=False)
+        return Measured(len(self._texts), time.perf_counter() - start, time.process_time() - busy)
+
+
+def show(name: str, measured: Measured) -> None:
+    memory = f", peak {measured.peak_mib:,.0f} MiB" if measured.peak_mib else ""
+    print(f"{name}: {measured.rows:,} rows, {measured.seconds:.1f} s, {measured.rows / measured.seconds:,.0f} rows/s,"
+          f" {measured.busy / measured.rows * 1e6:,.0f} us of processor a row{memory}", flush=True)  # fmt: skip
+
+
+def ratios(name: str, packed: Measured, bare: list[Measured]) -> None:
+    """Rows a second of packing over the mean of the bare tokenizer's before and after; the same of processor time."""
+    per_row = sum(run.seconds / run.rows for run in bare) / len(bare)
+    busy_per_row = sum(run.busy / run.rows for run in bare) / len(bare)
+    print(f"packing / bare tokenizer, {name}: {per_row * packed.rows / packed.seconds:.2f} (goal {GOAL}),"
+          f" by processor time {busy_per_row * packed.rows / packed.busy:.2f}", flush=True)  # fmt: skip
 
 
 def main() -> None:
@@ -146,19 +179,29 @@ def main() -> None:
         folder = Path(name)
         write_tokenizer(folder / "tokenizer", [*questions, *answers])
         print(f"{len(os.sched_getaffinity(0))} cores")
-        peaks = {}
-        for times in (1, arguments.times):
-            count = arguments.rows * times
-            rows = folder / f"rows_{times}.jsonl"
+
+        def packed(count: int) -> Measured:
+            rows = folder / "rows.jsonl"
             write_rows(rows, count, questions, answers)
-            seconds, peaks[times] = run_pack(folder, rows, f"store_{times}", arguments.data)
-            print(f"packing {count:,} rows ({rows.stat().st_size / 1e6:.0f} MB): {seconds:.1f} s,"
-                  f" {count / seconds:,.0f} rows/s, peak {peaks[times]:,.0f} MiB")  # fmt: skip
-            rows.unlink()
-        encoded = floor(folder, "store_1", arguments.rows)
-        print(f"bare tokenizer: {arguments.rows / encoded:,.0f} rows/s")
-        print(f"packing / bare tokenizer: {encoded * count / arguments.rows / seconds:.2f} (goal {GOAL})")
-        print(f"peak memory at {arguments.times} times the input: {peaks[arguments.times] / peaks[1]:.2f} of that at 1")
+            measured = run_pack(folder, rows, count, arguments.data)
+            show("packing", measured)
+            return measured
+
+        def floored() -> Measured:
+            measured = floor.run()
+            show("bare tokenizer", measured)
+            return measured
+
+        few = packed(arguments.rows)
+        floor = Floor(folder)
+        bare = [floored()]
+        many = packed(arguments.rows * arguments.times)
+        bare.append(floored())
+        between = Measured(many.rows - few.rows, many.seconds - few.seconds, many.busy - few.busy)
+        ratios(f"{few.rows:,} rows", few, bare[:1])
+        ratios(f"{many.rows:,} rows", many, bare)
+        ratios(f"{between.rows:,} rows more", between, bare)
+        print(f"peak memory at {arguments.times} times the input: {many.peak_mib / few.peak_mib:.2f} of that at 1")
 
 
 if __name__ == "__main__":
