@@ -5,9 +5,11 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/chromium.sh"
+bash "$ROOT/scripts/sglang_cpu/install.sh" & # beside the other: each keeps one core busy
+sglang=$!
 prepare_environment dev
 ensure_chromium
-if ! bash scripts/sglang_cpu/install.sh; then
+if ! wait "$sglang"; then
     [ "${REQUIRE_SGLANG:-}" != 1 ] || fail "REQUIRE_SGLANG=1, and there is no SGLang environment (above: why)"
     echo "no SGLang environment (above: why); the tests of real servers will be skipped" >&2
 fi

@@ -1,7 +1,7 @@
 """Ranks as forks of one process that has made all imports: `python -m tests.distributed.fork MODULE WORLDS`.
 
-WORLDS is JSON: number of ranks and arguments of `MODULE.main` of each world; they run one after the other. Whole runs
-on ranks, those of tests/loop and tests/servers, are started by torchrun.
+WORLDS is JSON: number of ranks and arguments of `MODULE.main` of each world; they run one after the other. What is
+started by torchrun is in tests/loop/test_layouts.py, tests/loop/test_replay.py and tests/servers.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Starts a module of tests/distributed on ranks and reads back what they found."""
+"""Starts a module of the tests on ranks and reads back what they found."""
 
 import contextlib
 import json
@@ -20,7 +20,12 @@ def run_ranks(module: str, num_ranks: int, folder: Path, *arguments: Any) -> Any
     return found
 
 
-def run_worlds(module: str, worlds: Sequence[tuple[int, Path, Sequence[Any]]], timeout: float = 240) -> list[Any]:
+def run_worlds(
+    module: str,
+    worlds: Sequence[tuple[int, Path, Sequence[Any]]],
+    package: str = "tests.distributed",
+    timeout: float = 240,
+) -> list[Any]:
     """As `run_ranks` for several (num_ranks, folder, arguments), one after the other; arguments are values of JSON.
 
     Imports cost several seconds: `fork` makes them once for all ranks of all worlds.
@@ -28,7 +33,7 @@ def run_worlds(module: str, worlds: Sequence[tuple[int, Path, Sequence[Any]]], t
     for _, folder, _ in worlds:
         folder.mkdir(parents=True, exist_ok=True)
     jobs = json.dumps([(num_ranks, [str(folder), *arguments]) for num_ranks, folder, arguments in worlds])
-    command = [sys.executable, "-m", "tests.distributed.fork", f"tests.distributed.{module}", jobs]
+    command = [sys.executable, "-m", "tests.distributed.fork", f"{package}.{module}", jobs]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     log = worlds[0][1] / "ranks.log"  # not a pipe: a helper that outlives its rank would keep the reader waiting
     with log.open("w") as output:
