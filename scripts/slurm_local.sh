@@ -3,6 +3,7 @@
 #   slurm_local.sh install            Debian's slurm-wlm and munge where this user may; says what is missing otherwise
 #   slurm_local.sh start FOLDER       `export SLURM_CONF=FOLDER/slurm.conf` afterwards
 #   slurm_local.sh stop FOLDER        ends its daemons by their pids and removes its namespaces
+#   slurm_local.sh guard FOLDER PID   waits for the end of process PID, and stops what it has not stopped
 #
 # Each node is a network, UTS and mount namespace with an address and a name of its own, on a bridge without a way out.
 # Nodes have eight devices that SLURM takes for GPUs; there is no accounting, no cgroup and no binding.
@@ -157,9 +158,15 @@ stop() {
     [ ! -e "$folder/run/network" ] || network_down # where start failed, another's
 }
 
+guard() {
+    tail --pid="$2" -f /dev/null
+    [ ! -e "$1/slurm.conf" ] || stop "$1"
+}
+
 case ${1:-} in
 install) install ;;
 start) start "$(realpath "${2:?FOLDER}")" ;;
 stop) stop "$(realpath "${2:?FOLDER}")" ;;
-*) sed -n '2,6s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
+guard) guard "$(realpath "${2:?FOLDER}")" "${3:?PID}" ;;
+*) sed -n '2,7s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
 esac

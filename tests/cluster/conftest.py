@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
+from subprocess import DEVNULL
 
 import pytest
 
@@ -34,11 +34,10 @@ def slurm() -> Iterator[Slurm]:
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        pytest.exit("terminated", returncode=128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: the path of a socket may have 107 characters
+    # A terminated session may have no time left for `finally`: workers of pytest-xdist are ended with their parent.
+    command = ["bash", str(LOCAL), "guard", str(folder), str(os.getpid())]
+    guard = subprocess.Popen(command, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True)
     try:
         started = subprocess.run(["bash", str(LOCAL), "start", str(folder)], capture_output=True, text=True)
         assert started.returncode == 0, started.stderr
@@ -46,6 +45,7 @@ def slurm() -> Iterator[Slurm]:
     finally:
         stopped = subprocess.run(["bash", str(LOCAL), "stop", str(folder)], capture_output=True, text=True)
         shutil.rmtree(folder, ignore_errors=True)
-        signal.signal(signal.SIGTERM, before)
+        os.killpg(guard.pid, signal.SIGTERM)
+        guard.wait()
     assert stopped.returncode == 0, stopped.stderr
     assert not any(Path("/run/netns").glob("urpo*"))

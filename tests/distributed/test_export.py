@@ -4,24 +4,27 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.launch import run_ranks
+from tests.distributed.launch import run_worlds
 
+# name: (ranks, arguments of the worker)
 LAYOUTS = {
-    "tensor 2 x pipeline 2": (4, ("2", "2", "whole")),
-    "tensor 2 x pipeline 2, sharded optimizer": (4, ("2", "2", "sharded")),
-    "tensor 2 x data 2, sharded optimizer": (4, ("2", "1", "sharded")),
+    "one rank": (1, (1, 1, False)),
+    "tensor 2 x pipeline 2": (4, (2, 2, False)),
+    "tensor 2 x pipeline 2, sharded optimizer": (4, (2, 2, True)),
+    "tensor 2 x data 2, sharded optimizer": (4, (2, 1, True)),
 }
 
 
 @pytest.fixture(scope="module")
-def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return run_ranks("worker_export", 1, tmp_path_factory.mktemp("export"), "1", "1", "whole")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("export")
+    worlds = [(ranks, folder / str(index), arguments) for index, (ranks, arguments) in enumerate(LAYOUTS.values())]
+    return dict(zip(LAYOUTS, run_worlds("worker_export", worlds), strict=True))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_export_is_the_same_bytes(layout: str, one_rank: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
-    num_ranks, arguments = LAYOUTS[layout]
-    found = run_ranks("worker_export", num_ranks, tmp_path_factory.mktemp("export"), *arguments)
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one rank"])
+def test_export_is_the_same_bytes(results: dict[str, Any], layout: str) -> None:
+    found, one_rank = results[layout], results["one rank"]
     for tied in ("tied False", "tied True"):
         assert found[tied] == one_rank[tied]
         assert list(found[tied]["loaded"]) == list(one_rank[tied]["loaded"])  # in the same order

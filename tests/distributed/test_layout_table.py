@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from megatron_urpo.types import TASKS, Sample
-from tests.distributed.launch import run_ranks
+from tests.distributed.launch import run_worlds
 from tests.support.models import DENSE, make_model
 
 TOLERANCE = 1e-5
@@ -92,27 +92,36 @@ per_row = pytest.mark.parametrize("row", ROWS, ids=str)
 
 
 class Table:
-    """What came out of the rows; each (ranks, tensor, pipeline) is launched when its first row is asked for."""
+    """What came out of the rows; those on as many ranks are launched together when the first of them is asked for."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.results: dict[Row, dict[str, Any]] = {}
-        self.launched: set[tuple[int, int, int]] = set()
+        self.launched: set[int] = set()
 
     def result(self, row: Row) -> dict[str, Any]:
         if row not in self.results:
-            assert launch_of(row) not in self.launched, "its ranks failed: the first test that asked for them says how"
-            self.launched.add(launch_of(row))
-            everyone = dict.fromkeys((*ROWS, *(row.reference for row in ROWS)))
-            rows = [other for other in everyone if launch_of(other) == launch_of(row)]
-            ranks, tensor, pipeline = launch_of(row)
-            jobs = {str(other): job(other, self.folder) for other in rows}
-            everything = {"tensor": tensor, "pipeline": pipeline, "optimizer": OPTIMIZER, "rows": jobs}
-            (self.folder / "rows").mkdir(exist_ok=True)
-            (self.folder / "rows" / "job.json").write_text(json.dumps(everything))
-            found = run_ranks("worker_layout_table", ranks, self.folder / "rows")
-            self.results |= {other: found[str(other)] for other in rows}
+            ranks = shape_of(row)[0]
+            assert ranks not in self.launched, "its ranks failed: the first test that asked for them says how"
+            self.launched.add(ranks)
+            shapes: dict[tuple[int, int, int], list[Row]] = {}
+            for other in dict.fromkeys((*ROWS, *(row.reference for row in ROWS))):
+                if shape_of(other)[0] == ranks:
+                    shapes.setdefault(shape_of(other), []).append(other)
+            worlds = [(ranks, self.place(rows[0]), ()) for rows in shapes.values()]
+            for (_, tensor, pipeline), rows in shapes.items():
+                jobs = {str(other): job(other, self.folder) for other in rows}
+                everything = {"tensor": tensor, "pipeline": pipeline, "optimizer": OPTIMIZER, "rows": jobs}
+                self.place(rows[0]).mkdir()
+                (self.place(rows[0]) / "job.json").write_text(json.dumps(everything))
+            found = run_worlds("worker_layout_table", worlds)
+            for rows, result in zip(shapes.values(), found, strict=True):
+                self.results |= {other: result[str(other)] for other in rows}
         return self.results[row]
+
+    def place(self, row: Row) -> Path:
+        """Its ranks' folder."""
+        return self.folder / "ranks {} tensor {} pipeline {}".format(*shape_of(row))
 
     def metrics(self, row: Row) -> list[dict[str, float]]:
         metrics: list[dict[str, float]] = self.result(row)["metrics"]
@@ -121,7 +130,7 @@ class Table:
     def tensors(self, row: Row, kind: str) -> dict[str, Tensor]:
         """Those of `row` whose name begins with `kind`: `grad` or `weight`."""
         self.result(row)
-        tensors = load_file(self.folder / "rows" / f"{row}.safetensors")
+        tensors = load_file(self.place(row) / f"{row}.safetensors")
         return {name: tensor for name, tensor in tensors.items() if name.startswith(f"{kind}/")}
 
     def gaps(self, row: Row, kind: str) -> dict[str, float]:
@@ -141,7 +150,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
     return Table(folder)
 
 
-def launch_of(row: Row) -> tuple[int, int, int]:
+def shape_of(row: Row) -> tuple[int, int, int]:
+    """(ranks, tensor, pipeline)"""
     ranks, layout = LAYOUTS[row.layout]
     return ranks, layout.get("tensor", 1), layout.get("pipeline", 1)
 
@@ -231,7 +241,7 @@ def test_the_reference_is_worth_comparing_with(table: Table, row: Row) -> None:
 
 @per_row
 def test_plans_differ(table: Table, row: Row) -> None:
-    ranks, tensor, pipeline = launch_of(row)
+    ranks, tensor, pipeline = shape_of(row)
     data = ranks // (tensor * pipeline)
     minibatches = OBJECTIVES[row.objective][1].get("minibatches", 1)
     count = table.metrics(row)[0]["batch/micro_batches"]

@@ -8,25 +8,23 @@ from typing import Any
 import pytest
 
 from megatron_urpo.policy.platform import CALL_SITES
-from tests.distributed.launch import run_ranks
+from tests.distributed.launch import run_worlds
 
 # name: (ranks, arguments of the worker)
 LAYOUTS = {
-    "one rank": (1, ("1", "1", "-", "none")),
-    "tensor 2": (2, ("2", "1", "-", "none")),
-    "tensor 2, sequence parallel, recomputed": (2, ("2", "1", "sp", "full")),
-    "pipeline 2, recomputed": (2, ("1", "2", "-", "selective")),
-    "tensor 2 x pipeline 2, sequence parallel": (4, ("2", "2", "sp", "none")),
+    "one rank": (1, (1, 1, False, "none")),
+    "tensor 2": (2, (2, 1, False, "none")),
+    "tensor 2, sequence parallel, recomputed": (2, (2, 1, True, "full")),
+    "pipeline 2, recomputed": (2, (1, 2, False, "selective")),
+    "tensor 2 x pipeline 2, sequence parallel": (4, (2, 2, True, "none")),
 }
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("parity")
-    return {
-        name: run_ranks("worker_parity", ranks, folder / str(index), *arguments)
-        for index, (name, (ranks, arguments)) in enumerate(LAYOUTS.items())
-    }
+    worlds = [(ranks, folder / str(index), arguments) for index, (ranks, arguments) in enumerate(LAYOUTS.values())]
+    return dict(zip(LAYOUTS, run_worlds("worker_parity", worlds), strict=True))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

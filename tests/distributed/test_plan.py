@@ -4,9 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.distributed.launch import run_ranks
+from tests.distributed.launch import run_worlds
 
 # Sizes that are no multiple of 64 or 128, so that every rule of padding matters; an odd vocabulary; with and without
 # biases, norms of queries and keys, experts, and an embedding that is the head as well.
@@ -27,12 +25,12 @@ COMMON = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("num_ranks", "cases"), [(1, 12), (2, 64)])
-def test_bytes_are_those_that_are_allocated(tmp_path: Path, num_ranks: int, cases: int) -> None:
+def test_bytes_are_those_that_are_allocated(tmp_path: Path) -> None:
     """Each of them at one rank; at TP 2, DP 2 and, without experts, PP 2 on either rank."""
     for name, values in MODELS.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps({**COMMON, **values}))
-    found = run_ranks("worker_plan", num_ranks, tmp_path / "out", *(str(tmp_path / name) for name in MODELS))
-    assert len(found) == cases
-    assert [row for row in found if row["predicted"] != row["allocated"] or not row["names"]] == []
+    models = [str(tmp_path / name) for name in MODELS]
+    one, two = run_worlds("worker_plan", [(ranks, tmp_path / f"{ranks} ranks", models) for ranks in (1, 2)])
+    assert (len(one), len(two)) == (12, 64)
+    assert [row for row in one + two if row["predicted"] != row["allocated"] or not row["names"]] == []

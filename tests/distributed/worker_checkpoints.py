@@ -1,9 +1,6 @@
 """Ranks of test_checkpoints: every layout reads a converted checkpoint, and shards are what its ranks hold."""
 
 import dataclasses
-import multiprocessing
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +49,7 @@ def main(folder: Path) -> None:
 
 
 def rearranged(parallel: Parallel, layout: ParallelConfig) -> Parallel:
-    """The same ranks at another layout. Joining anew under torchrun would find the old meeting's addresses."""
+    """The same ranks at another layout: groups of ranks are cheap, a launch is not."""
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(layout.tensor, layout.pipeline)
     model_parallel_cuda_manual_seed(0)
@@ -144,20 +141,3 @@ def saved(path: Path, layout: ParallelConfig, parallel: Parallel) -> list[str]:
         )
 
     return parallel.from_rank0(back)
-
-
-def end_at_once() -> None:
-    """Without taking down gloo's groups of former layouts, which have been seen to wait for each other.
-
-    megatron-core's writer keeps a helper process that only an interpreter's orderly end stops. Left alone it would go
-    on with this rank's output open.
-    """
-    for helper in multiprocessing.active_children():
-        helper.terminate()
-        helper.join()
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
-    end_at_once()

@@ -5,7 +5,6 @@ layout, which those of a backward pass, summed in another order, are not.
 """
 
 import hashlib
-import sys
 from pathlib import Path
 
 import torch
@@ -61,7 +60,3 @@ def gradient(entry: WeightEntry, policy: Policy, step: int) -> torch.Tensor:
 
 def digests(policy: Policy) -> dict[str, str]:
     return {name: hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest() for name, tensor in policy.export()}
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "sharded")

@@ -6,7 +6,6 @@ For each row, FOLDER/<row>.safetensors holds `grad/<step>/<Hugging Face name>` f
 
 import copy
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -130,7 +129,3 @@ def largest_gap(everywhere: Sequence[Sequence[tuple[tuple[str, int], Tensor]]]) 
             other = first.setdefault(key, tensor)
             gaps.append((tensor - other).abs().max() / other.abs().max())
     return float(torch.stack(gaps).max())  # nan where there is one
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

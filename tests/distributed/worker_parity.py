@@ -1,6 +1,5 @@
 """Ranks of test_parity: every family against transformers, before and after an optimizer step, and the audit."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -102,7 +101,3 @@ def last_stage(everywhere: list[list[torch.Tensor]]) -> list[torch.Tensor]:
 
 def gap(got: torch.Tensor, want: torch.Tensor) -> float:
     return (got.double() - want).abs().max().item()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "sp", sys.argv[5])

@@ -1,6 +1,5 @@
 """Ranks of test_plan: what one rank of a policy really allocates, after a first update, beside what was predicted."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,12 @@ LAYOUTS = {
 }
 
 
-def main(folder: Path, models: list[Path]) -> None:
+def main(folder: Path, *models: str) -> None:
     found: list[Any] = []
     with joined_ranks(ParallelConfig()) as joined:
         for layout in LAYOUTS[joined.world_size]:
             parallel = rearranged(joined, layout)
-            for model in models:
+            for model in map(Path, models):
                 if model.name == "qwen3_moe" and layout.pipeline > 1:
                     continue  # check_experts: not without a GPU
                 for dtype in ("float32", "bfloat16"):
@@ -97,7 +96,3 @@ def allocated(policy: Policy) -> list[int]:
 
 def storages(tensors: Any) -> dict[int, int]:
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), [Path(argument) for argument in sys.argv[2:]])

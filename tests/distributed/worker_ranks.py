@@ -1,6 +1,5 @@
 """Two ranks of test_ranks: talk between ranks, and log-probabilities over a vocabulary that both share."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,3 @@ def vocabulary_parallel(parallel: Parallel) -> dict[str, float]:
     want[3] = want[3][part]
     names = ("logprob", "entropy", "grad_hidden", "grad_weight")
     return {name: float((a - b).abs().max()) for name, a, b in zip(names, ours, want, strict=True)}
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

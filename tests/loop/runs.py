@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megatron_urpo.config import load_config
 from megatron_urpo.train import train as train_here
+from tests.distributed.launch import run_worlds, write_result
 from tests.support.miniature import ROOT, Miniature
 
 CONFIG = ROOT / "examples" / "miniature" / "config.yaml"
@@ -21,29 +22,34 @@ CONFIG = ROOT / "examples" / "miniature" / "config.yaml"
 
 def train(miniature: Miniature, run_dir: Path, **values: Any) -> Path:
     """One run in this process, on one thread so that its numbers repeat."""
-    train_all([miniature.overrides(run_dir, **values)])
+    torch.set_num_threads(1)
+    assert train_here(*load_config(CONFIG, miniature.overrides(run_dir, **values))) == 0
     return run_dir
 
 
-def train_all(runs: Sequence[Sequence[str]]) -> None:
-    """Several runs one after the other, each with its overrides; one process saves the seconds that imports take."""
-    torch.set_num_threads(1)
-    for index, overrides in enumerate(runs):
-        if index and "RANK" in os.environ:
-            # torchrun's store still holds the addresses of the run before: later runs meet at a store of their own.
-            os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-            os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
-        assert train_here(*load_config(CONFIG, overrides)) == 0
+def train_on_ranks(folder: Path, runs: Sequence[tuple[int, Sequence[str]]]) -> None:
+    """Several runs one after the other, each with its number of ranks and its overrides; `folder` takes the log."""
+    worlds = [(num_ranks, folder / f"world_{index}", overrides) for index, (num_ranks, overrides) in enumerate(runs)]
+    assert run_worlds("runs", worlds, package="tests.loop") == [0] * len(runs)
 
 
-def train_on_ranks(num_ranks: int, runs: Sequence[Sequence[str]]) -> None:
-    """As `train_all`, under torchrun."""
+def main(folder: Path, *overrides: str) -> None:
+    """One rank of `train_on_ranks`."""
+    code = train_here(*load_config(CONFIG, overrides))
+    assert code == 0
+    if os.environ["RANK"] == "0":
+        write_result(folder, code)
+
+
+def torchrun(num_ranks: int, *arguments: str) -> str:
+    """The command line on ranks, as a user starts it; what it printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     done = subprocess.run(
-        [*command, "-m", "tests.loop.runs", json.dumps(runs)],
+        [*command, "-m", "megatron_urpo.cli", *arguments],
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+    return done.stdout
 
 
 def environment() -> dict[str, str]:
@@ -62,7 +68,3 @@ def transcripts(run_dir: Path) -> dict[str, str]:
 
 def weights(run_dir: Path) -> dict[str, Tensor]:
     return load_file(run_dir / "model" / "model.safetensors")
-
-
-if __name__ == "__main__":
-    train_all(json.loads(sys.argv[1]))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.loop.runs import metrics, train, train_on_ranks, transcripts, weights
+from tests.loop.runs import CONFIG, metrics, torchrun, train, train_on_ranks, transcripts, weights
 from tests.support.miniature import Miniature
 
 # layout: (ranks, values)
@@ -25,16 +25,19 @@ ABOUT_THE_LAYOUT = {"batch/micro_batches", "tokens/padding_fraction"}
 
 @pytest.fixture(scope="module")
 def runs(miniature: Miniature, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Every layout's run; those on as many ranks share a launch."""
+    """Every layout's run; those on two ranks share a launch, that on four is started as a user does."""
     folder = tmp_path_factory.mktemp("layouts")
     paths = {name: folder / str(index) for index, name in enumerate(LAYOUTS)}
-    for count in (1, 2, 4):
-        names = [name for name, (ranks, _) in LAYOUTS.items() if ranks == count]
+    pairs = []
+    for name, (count, layout) in LAYOUTS.items():
+        overrides = miniature.overrides(paths[name], num_steps=3, **layout)
         if count == 1:
-            for name in names:
-                train(miniature, paths[name], num_steps=3, **LAYOUTS[name][1])
+            train(miniature, paths[name], num_steps=3, **layout)
+        elif count == 2:
+            pairs.append((count, overrides))
         else:
-            train_on_ranks(count, [miniature.overrides(paths[n], num_steps=3, **LAYOUTS[n][1]) for n in names])
+            torchrun(count, "train", str(CONFIG), *overrides)
+    train_on_ranks(folder / "pairs", pairs)
     return paths
 
 

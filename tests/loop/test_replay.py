@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from megatron_urpo.cli import main
 from megatron_urpo.policy.parallel import close_parallel
 from megatron_urpo.reporting.batches import Batches
-from tests.loop.runs import CONFIG, environment, metrics, train
+from tests.loop.runs import CONFIG, environment, metrics, torchrun, train
 from tests.support.miniature import ROOT, Miniature
 
 STEPS = 4
@@ -97,16 +97,10 @@ def test_another_digit_is_a_difference(copy: Path) -> None:
 
 def test_another_layout_agrees_to_rounding(run: Path) -> None:
     """Two updates at other orders of summation. The loss is a mean of terms of about 1 that cancel."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = ["replay", str(run), "--step", "4", "--layout", "tensor=2,sequence=true"]
-    done = subprocess.run(
-        [*command, "-m", "megatron_urpo.cli", *arguments],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "tensor 2 x pipeline 1 x data 1" in done.stdout
-    assert "step 4: as recorded (loss and gradient norm within 0.0001)" in done.stdout
-    loss, grad_norm = shown(done.stdout)["policy/loss"], shown(done.stdout)["policy/grad_norm"]
+    output = torchrun(2, "replay", str(run), "--step", "4", "--layout", "tensor=2,sequence=true")
+    assert "tensor 2 x pipeline 1 x data 1" in output
+    assert "step 4: as recorded (loss and gradient norm within 0.0001)" in output
+    loss, grad_norm = shown(output)["policy/loss"], shown(output)["policy/grad_norm"]
     assert loss[1] == pytest.approx(loss[0], abs=1e-5)
     assert grad_norm[1] == pytest.approx(grad_norm[0], rel=1e-5)
 

@@ -45,8 +45,8 @@ def pairs(miniature: Miniature, tmp_path_factory: pytest.TempPathFactory) -> dic
     one = train(miniature, folder / "one", **VALUES)
     to_tensor = half_of(one, folder / "one-to-tensor")
     data, both = folder / "data", folder / "both"
-    train_on_ranks(2, [overrides(to_tensor, TENSOR), overrides(data, {})])
-    train_on_ranks(4, [overrides(both, BOTH)])
+    runs = [(2, overrides(to_tensor, TENSOR)), (2, overrides(data, {})), (4, overrides(both, BOTH))]
+    train_on_ranks(folder / "ranks", runs)
     from_data, from_both = half_of(data, folder / "data-to-one"), half_of(both, folder / "both-to-one")
     for run in (from_data, from_both):
         train(miniature, run, **VALUES)
