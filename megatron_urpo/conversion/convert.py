@@ -1,5 +1,7 @@
 """Both directions, as streams: mapped rows in, at most BLOCK_BYTES at a time out.
 
+A block is written while a second thread hashes it, and is small enough to be in the processor's cache for both.
+
 Every piece is hashed as Hugging Face rows on its way, so that manifests of both directions can be compared.
 """
 
@@ -24,7 +26,7 @@ from megatron_urpo.policy.weights.kinds import WEIGHTS
 from megatron_urpo.policy.weights.rows import ITEM_BYTES, cast, num_bytes
 from megatron_urpo.policy.weights.writers import MegatronWriter, ShardWriter, TorchDistWriter
 
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from megatron_urpo.policy.weights.rows import Rows, row_bytes
 
 NAME = "manifest.json"
 FORMAT = 1
-_PENDING = 2
+_PENDING = 4
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Hashes:
         self._pending: deque[Future[None]] = deque()
 
     def add(self, name: str, rows: Rows) -> None:
-        """Rows in order. They must not change until the hash is asked for, or two more have been added."""
+        """Rows in order. They must not change until the hash is asked for, or four more have been added."""
         state = self._states.setdefault(name, hashlib.sha256())
         self._pending.append(self._thread.submit(state.update, row_bytes(rows)))
         while len(self._pending) > _PENDING:

@@ -4,15 +4,14 @@ The library gives and takes whole tensors of whole files; a 5 GB file of a big m
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
 
 from safetensors import SafetensorError, safe_open
 
 from megatron_urpo.config import ConfigError
 from megatron_urpo.policy.weights.mapped import map_rows
+from megatron_urpo.policy.weights.output import OutputFile
 from megatron_urpo.policy.weights.rows import Rows, Spec, num_bytes, row_bytes
 
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
@@ -73,33 +72,22 @@ class SafetensorsWriter:
         text = json.dumps({"__metadata__": {"format": "pt"}, **header}, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         self._start = 8 + len(text)
-        self._file: IO[bytes] = path.open("wb", buffering=0)
+        self._file = OutputFile(path)
         try:
-            write_all(self._file, len(text).to_bytes(8, "little") + text)
+            self._file.write(0, len(text).to_bytes(8, "little") + text)
             self._file.truncate(self._start + offset)
         except OSError:
-            self._file.close()
+            self._file.abandon()
             raise
 
     def write(self, name: str, row: int, rows: Rows) -> None:
         """`rows` in the file's dtype, at row `row` of `name`."""
         offset, stride = self._places[name]
-        self._file.seek(self._start + offset + row * stride)
-        write_all(self._file, row_bytes(rows))
+        self._file.write(self._start + offset + row * stride, row_bytes(rows))
 
     def close(self) -> None:
         """Once it returns the file is on disk."""
-        try:
-            os.fsync(self._file.fileno())
-        finally:
-            self._file.close()
-
-    def abandon(self) -> None:
         self._file.close()
 
-
-def write_all(file: IO[bytes], data: bytes | memoryview) -> None:
-    """An unbuffered write may take a part only (at 2 GiB, on a disk that fills up)."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
+    def abandon(self) -> None:
+        self._file.abandon()

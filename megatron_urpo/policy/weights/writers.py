@@ -1,22 +1,23 @@
 """Megatron checkpoints written from a stream of whole rows, so that memory does not grow with the model."""
 
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from megatron_urpo.policy.hf.dimensions import ModelShape
 from megatron_urpo.policy.hf.regions import cut, local_shape, regions, whole_shape
 from megatron_urpo.policy.hf.table import WeightEntry, hf_shapes, weight_entries
-from megatron_urpo.policy.weights.rows import Rows, Spec, row_bytes
-from megatron_urpo.policy.weights.safetensors_io import SafetensorsWriter, write_all
+from megatron_urpo.policy.weights.output import OutputFile
+from megatron_urpo.policy.weights.rows import Rows, Spec, num_bytes, row_bytes
+from megatron_urpo.policy.weights.safetensors_io import SafetensorsWriter
 from megatron_urpo.policy.weights.shards import file_name, local_name, stage_of
 from megatron_urpo.policy.weights.torch_archive import around_tensor, plain_archive
 from megatron_urpo.policy.weights.torch_pickle import CHECKPOINT, Call, Instance, Named, dumps
 
 FILE_BYTES = 5 * 10**9
+PART_BYTES = 64 * 2**20
 _METADATA = f"{CHECKPOINT}.metadata"
 
 
@@ -35,6 +36,16 @@ class MegatronWriter(ABC):
         """Leaves files as they are."""
 
 
+@dataclass(frozen=True)
+class _OpenPart:
+    """A record of rows up to `stop` that began at byte `begin` of its file, and the bytes that will end it."""
+
+    index: Instance
+    stop: int
+    begin: int
+    tail: bytes
+
+
 class TorchDistWriter(MegatronWriter):
     """The format of torch.distributed.checkpoint, one part after the other.
 
@@ -48,29 +59,44 @@ class TorchDistWriter(MegatronWriter):
         self._tensors: dict[str, Instance] = {}
         self._chunks: dict[str, list[Instance]] = {}
         self._places: dict[Instance, Instance] = {}
-        self._file: IO[bytes] | None = None
-        self._count = 0
+        self._file: OutputFile | None = None
+        self._count = self._size = 0
+        self._open_part: _OpenPart | None = None
         self._states = [name for entry in weight_entries(shape, "te") if (name := _extra_state(entry))]
 
     def write(self, entry: WeightEntry, row: int, rows: Rows) -> None:
-        whole = whole_shape(entry, self._shapes)
+        while len(rows):
+            part = self._open_part or self._begin_part(entry, row)
+            self._append(row_bytes(rows[: part.stop - row]))
+            rows, row = rows[part.stop - row :], min(part.stop, row + len(rows))
+            self._open_part = part if row < part.stop else None
+            if row == part.stop:
+                self._append(part.tail)
+                self._place(part.index, part.begin)
+
+    def _begin_part(self, entry: WeightEntry, row: int) -> "_OpenPart":
+        """Up to PART_BYTES of rows from `row` on."""
+        whole, dtype = whole_shape(entry, self._shapes), self._dtypes[entry.hf[0]]
+        stop = min(whole[0], row + max(1, PART_BYTES // num_bytes(dtype, whole[1:])))
         offsets = (*entry.index, row, *(0 for _ in whole[1:]))
-        sizes = (*(1 for _ in entry.index), *rows.shape)
-        dtype = self._dtypes[entry.hf[0]]
+        sizes = (*(1 for _ in entry.index), stop - row, *whole[1:])
         if entry.key not in self._tensors:
             self._chunks[entry.key] = []
             self._tensors[entry.key] = _tensor_info(dtype, (*entry.stack, *whole), self._chunks[entry.key])
         chunk = {"offsets": _size(offsets), "sizes": _size(sizes)}
         self._chunks[entry.key].append(Instance(Named(_METADATA, "ChunkStorageMetadata"), chunk))
-        file = self._open()
-        before, after = around_tensor(dtype, sizes, file.tell())
-        self._record(_index(entry.key, offsets), before, row_bytes(rows), after)
+        begin = self._begin()
+        head, tail = around_tensor(dtype, sizes, begin)
+        self._append(head)
+        return _OpenPart(_index(entry.key, offsets), stop, begin, tail)
 
     def close(self) -> None:
         empty = plain_archive(None)  # what megatron-core writes for a layer without a state of its own
         for name in self._states:
             self._tensors[name] = Instance(Named(_METADATA, "BytesStorageMetadata"))
-            self._record(_index(name, None), empty)
+            begin = self._begin()
+            self._append(empty)
+            self._place(_index(name, None), begin)
         self._close_file()
         (self._folder / "common.pt").write_bytes(plain_archive({}))
         backends = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
@@ -89,21 +115,23 @@ class TorchDistWriter(MegatronWriter):
 
     def abandon(self) -> None:
         if self._file is not None:
-            self._file.close()
+            self._file.abandon()
 
-    def _open(self) -> IO[bytes]:
-        if self._file is not None and self._file.tell() > FILE_BYTES:
+    def _begin(self) -> int:
+        """Where the next record begins; in a new file when the last is full."""
+        if self._file is not None and self._size > FILE_BYTES:
             self._close_file()
         if self._file is None:
-            self._file = (self._folder / self._name).open("wb", buffering=0)
-        return self._file
+            self._file, self._size = OutputFile(self._folder / self._name), 0
+        return self._size
 
-    def _record(self, index: Instance, *parts: bytes | memoryview) -> None:
-        file = self._open()
-        start = file.tell()
-        for part in parts:
-            write_all(file, part)
-        place = {"relative_path": self._name, "offset": start, "length": file.tell() - start}
+    def _append(self, data: bytes | memoryview) -> None:
+        assert self._file is not None
+        self._file.write(self._size, data)
+        self._size += len(data)
+
+    def _place(self, index: Instance, begin: int) -> None:
+        place = {"relative_path": self._name, "offset": begin, "length": self._size - begin}
         self._places[index] = Instance(Named(f"{CHECKPOINT}.filesystem", "_StorageInfo"), place)
 
     @property
@@ -112,7 +140,6 @@ class TorchDistWriter(MegatronWriter):
 
     def _close_file(self) -> None:
         if self._file is not None:
-            os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
             self._count += 1
