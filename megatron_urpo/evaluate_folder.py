@@ -24,6 +24,6 @@ def evaluate_folder(config: Config) -> str:
     verifier = RuleVerifier(config.verifier)
     opened = open_engine(config, inputs.shape, inputs.tokenizer.stop_token_ids, tell)
     with contextlib.closing(verifier), opened as (engine, receiver):
-        named = ((name, weights.read(name, 0, size[0]).to(dtype)) for name, size in weights.shapes.items())
+        named = ((name, weights.hf_tensor(name).to(dtype)) for name in weights.shapes)
         receiver.update_weights(named, version=0)
         return json.dumps(evaluate(engine, inputs.tokenizer, verifier, inputs.held_out, config), indent=2)

@@ -38,12 +38,12 @@ def main(hf_dir: Path, out_dir: Path, kind: str, tp: int, pp: int, spec: str, dt
     """
     with user_errors():
         from megatron_urpo.config import ConfigError
-        from megatron_urpo.conversion.convert import DTYPES, Layout, hf_to_megatron
+        from megatron_urpo.conversion.convert import Layout, hf_to_megatron
 
         if kind == "torch_dist" and (tp, pp, spec) != (1, 1, "torch"):
             raise ConfigError("--tp, --pp and --spec are for --format shards; a torch_dist checkpoint has no layout")
         layout = Layout("shards" if kind == "shards" else "torch_dist", tp, pp, "te" if spec == "te" else "torch")
-        done = hf_to_megatron(hf_dir, out_dir, layout, DTYPES[dtype] if dtype else None)
+        done = hf_to_megatron(hf_dir, out_dir, layout, dtype)
         click.echo(f"{out_dir}: {len(done.weights.shapes)} tensors, {done.shape.family}")
 
 

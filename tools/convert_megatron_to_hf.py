@@ -31,9 +31,9 @@ def main(ckpt_dir: Path, out_dir: Path, model: Path | None, dtype: str | None, s
     Killed or out of room, it leaves no OUT_DIR; start it again. Exit code 2 for input that cannot be converted.
     """
     with user_errors():
-        from megatron_urpo.conversion.convert import DTYPES, megatron_to_hf
+        from megatron_urpo.conversion.convert import megatron_to_hf
 
-        done = megatron_to_hf(ckpt_dir, out_dir, model, DTYPES[dtype] if dtype else None, int(shard_gb * 1e9))
+        done = megatron_to_hf(ckpt_dir, out_dir, model, dtype, int(shard_gb * 1e9))
         click.echo(f"{out_dir}: {len(done.weights.shapes)} tensors, {done.shape.family}")
 
 

@@ -1,5 +1,7 @@
 """Both directions, as streams: mapped rows in, at most BLOCK_BYTES at a time out.
 
+A block is written while a second thread hashes it, and is small enough to be in the processor's cache for both.
+
 Every piece is hashed as Hugging Face rows on its way, so that manifests of both directions can be compared.
 """
 
@@ -9,22 +11,22 @@ from math import prod
 from pathlib import Path
 from typing import Literal
 
-import torch
+import numpy as np
 
 from megatron_urpo.config import ConfigError
 from megatron_urpo.conversion.locate import Checkpoint, locate
 from megatron_urpo.conversion.manifest import Hashes, write_manifest
 from megatron_urpo.conversion.progress import byte_bar
 from megatron_urpo.policy.hf.folder import SHARD_BYTES, FolderWriter, copy_companions
-from megatron_urpo.policy.hf.regions import pieces, ranges
+from megatron_urpo.policy.hf.regions import joined, pieces, ranges
 from megatron_urpo.policy.hf.shape import check_layout
-from megatron_urpo.policy.hf.table import join, weight_entries
+from megatron_urpo.policy.hf.table import weight_entries
 from megatron_urpo.policy.weights.aside import check_target, written_aside
 from megatron_urpo.policy.weights.kinds import WEIGHTS
+from megatron_urpo.policy.weights.rows import ITEM_BYTES, cast, num_bytes
 from megatron_urpo.policy.weights.writers import MegatronWriter, ShardWriter, TorchDistWriter
 
-BLOCK_BYTES = 64 * 2**20
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,7 @@ class Layout:
     spec: Literal["torch", "te"] = "torch"
 
 
-def hf_to_megatron(
-    source: Path, target: Path, layout: Layout = Layout(), dtype: torch.dtype | None = None
-) -> Checkpoint:
+def hf_to_megatron(source: Path, target: Path, layout: Layout = Layout(), dtype: str | None = None) -> Checkpoint:
     """Raises ConfigError, with `target` untouched, for what cannot be read, cut up or written."""
     check_target(target, 0)
     checkpoint = locate(source)
@@ -72,18 +72,18 @@ def _stream_to_megatron(
     checkpoint: Checkpoint,
     writer: MegatronWriter,
     hashes: Hashes,
-    dtypes: dict[str, torch.dtype],
+    dtypes: dict[str, str],
     advance: Callable[[int], None],
 ) -> None:
     weights = checkpoint.weights
     try:
         for entry in weight_entries(checkpoint.shape, "te"):
             wanted = dtypes[entry.hf[0]]
-            for piece in pieces(entry, checkpoint.shape, weights.shapes, BLOCK_BYTES, wanted.itemsize):
-                parts = [weights.read(*part).to(wanted) for part in piece.parts]
+            for piece in pieces(entry, checkpoint.shape, weights.shapes, BLOCK_BYTES, ITEM_BYTES[wanted]):
+                parts = [cast(weights.read(*part), weights.dtype(part[0]), wanted) for part in piece.parts]
                 for (name, _, _), part in zip(piece.parts, parts, strict=True):
                     hashes.add(name, part)
-                rows = parts[0] if len(parts) == 1 else join(entry, parts, checkpoint.shape)
+                rows = joined(entry, parts, checkpoint.shape)
                 writer.write(entry, piece.start, rows)
                 advance(rows.nbytes)
         writer.close()
@@ -95,7 +95,7 @@ def megatron_to_hf(
     source: Path,
     target: Path,
     model: Path | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Checkpoint:
     """`model`: folder of config and tokenizer, where `source` does not lead to one. Raises ConfigError as above."""
@@ -112,8 +112,9 @@ def megatron_to_hf(
             writer = FolderWriter(aside, {name: (dtypes[name], shape) for name, shape in shapes.items()}, shard_bytes)
             try:
                 for name, shape in shapes.items():
-                    for start, stop in blocks(shape, dtypes[name].itemsize):
-                        rows = checkpoint.weights.read(name, start, stop).to(dtypes[name]).contiguous()
+                    for start, stop in blocks(shape, ITEM_BYTES[dtypes[name]]):
+                        rows = checkpoint.weights.read(name, start, stop)
+                        rows = np.ascontiguousarray(cast(rows, checkpoint.weights.dtype(name), dtypes[name]))
                         hashes.add(name, rows)
                         writer.write(name, start, rows)
                         advance(rows.nbytes)
@@ -132,10 +133,10 @@ def blocks(shape: tuple[int, ...], itemsize: int) -> list[tuple[int, int]]:
     return list(ranges(shape[0], BLOCK_BYTES // (prod(shape[1:]) * itemsize)))
 
 
-def _dtypes(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, torch.dtype]:
+def _dtypes(checkpoint: Checkpoint, dtype: str | None) -> dict[str, str]:
     """Of each Hugging Face tensor once written. Raises ConfigError where joined tensors have two."""
     dtypes = {name: dtype or checkpoint.weights.dtype(name) for name in checkpoint.weights.shapes}
-    by_key: dict[str, torch.dtype] = {}
+    by_key: dict[str, str] = {}
     for entry in weight_entries(checkpoint.shape, "te"):
         for name in entry.hf:
             if by_key.setdefault(entry.key, dtypes[name]) != dtypes[name]:
@@ -146,5 +147,5 @@ def _dtypes(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, torc
     return dtypes
 
 
-def _num_bytes(checkpoint: Checkpoint, dtypes: dict[str, torch.dtype]) -> int:
-    return sum(prod(shape) * dtypes[name].itemsize for name, shape in checkpoint.weights.shapes.items())
+def _num_bytes(checkpoint: Checkpoint, dtypes: dict[str, str]) -> int:
+    return sum(num_bytes(dtypes[name], shape) for name, shape in checkpoint.weights.shapes.items())

@@ -12,16 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from megatron_urpo import __version__
 from megatron_urpo.config import ConfigError
-from megatron_urpo.policy.weights.safetensors_io import tensor_bytes
+from megatron_urpo.policy.weights.rows import Rows, row_bytes
 
 NAME = "manifest.json"
 FORMAT = 1
-_PENDING = 2
+_PENDING = 4
 
 
 @dataclass(frozen=True)
@@ -39,10 +36,10 @@ class Hashes:
         self._thread = ThreadPoolExecutor(1)
         self._pending: deque[Future[None]] = deque()
 
-    def add(self, name: str, rows: Tensor) -> None:
-        """Rows in order. They must not change until the hash is asked for, or two more have been added."""
+    def add(self, name: str, rows: Rows) -> None:
+        """Rows in order. They must not change until the hash is asked for, or four more have been added."""
         state = self._states.setdefault(name, hashlib.sha256())
-        self._pending.append(self._thread.submit(state.update, tensor_bytes(rows)))
+        self._pending.append(self._thread.submit(state.update, row_bytes(rows)))
         while len(self._pending) > _PENDING:
             self._pending.popleft().result()
 
@@ -57,12 +54,9 @@ class Hashes:
 
 
 def write_manifest(
-    folder: Path, source: Path, hashes: Hashes, dtypes: dict[str, torch.dtype], shapes: dict[str, tuple[int, ...]]
+    folder: Path, source: Path, hashes: Hashes, dtypes: dict[str, str], shapes: dict[str, tuple[int, ...]]
 ) -> None:
-    records = {
-        name: asdict(TensorRecord(shape, str(dtypes[name]).removeprefix("torch."), hashes.digest(name)))
-        for name, shape in shapes.items()
-    }
+    records = {name: asdict(TensorRecord(shape, dtypes[name], hashes.digest(name))) for name, shape in shapes.items()}
     content = {"format": FORMAT, "tool": f"megatron-urpo {__version__}", "source": str(source), "tensors": records}
     (folder / NAME).write_text(json.dumps(content, indent=1) + "\n")
 

@@ -14,6 +14,7 @@ from megatron_urpo.conversion.convert import blocks
 from megatron_urpo.conversion.locate import Checkpoint, locate
 from megatron_urpo.conversion.manifest import Hashes, TensorRecord, read_manifest
 from megatron_urpo.conversion.progress import byte_bar
+from megatron_urpo.policy.weights.rows import ITEM_BYTES, Rows, to_tensor
 
 
 @dataclass
@@ -36,7 +37,7 @@ def compare(a: Checkpoint, b: Checkpoint, tolerance: float | None = None) -> Fin
     findings.lines += [f"missing in {b.folder}: {name}" for name in sorted(names_a - names_b)]
     findings.lines += [f"extra in {b.folder}: {name}" for name in sorted(names_b - names_a)]
     both = [name for name in a.weights.shapes if name in names_a and name in b.weights.shapes and name in names_b]
-    total = sum(prod(a.weights.shapes[name]) * a.weights.dtype(name).itemsize for name in both)
+    total = sum(prod(a.weights.shapes[name]) * ITEM_BYTES[a.weights.dtype(name)] for name in both)
     checks = [_ManifestCheck(side) for side in (a, b)]
     try:
         with byte_bar("comparing", total) as advance:
@@ -67,9 +68,10 @@ def _compare_one(
         rows = [side.weights.read(name, start, stop) for side in (a, b)]
         for check, part in zip(checks, rows, strict=True):
             check.add(name, part)
-        worst = max(worst, _excess(rows[0], rows[1], tolerance))
+        first, second = (to_tensor(part, side.weights.dtype(name)) for side, part in zip((a, b), rows, strict=True))
+        worst = max(worst, _excess(first, second, tolerance))
         advance(rows[0].nbytes)
-    dtypes = " and ".join(str(side.weights.dtype(name)).removeprefix("torch.") for side in (a, b))
+    dtypes = " and ".join(side.weights.dtype(name) for side in (a, b))
     if worst > 0:
         yield f"{name}: values differ, at most by {worst:.3g} above what is allowed ({dtypes})"
     for check in checks:
@@ -99,15 +101,14 @@ class _ManifestCheck:
         self._records: dict[str, TensorRecord] | None = read_manifest(checkpoint.folder)
         self._hashes = Hashes() if self._records is not None else None
 
-    def add(self, name: str, rows: Tensor) -> None:
+    def add(self, name: str, rows: Rows) -> None:
         if self._hashes is not None:
             self._hashes.add(name, rows)
 
     def finish(self, name: str) -> Iterator[str]:
         if self._records is None or self._hashes is None:
             return
-        dtype = str(self._weights.dtype(name)).removeprefix("torch.")
-        found = TensorRecord(self._weights.shapes[name], dtype, self._hashes.digest(name))
+        found = TensorRecord(self._weights.shapes[name], self._weights.dtype(name), self._hashes.digest(name))
         if self._records.get(name) != found:
             yield f"{name}: in {self._folder} not what its manifest.json says"
 

@@ -7,7 +7,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from megatron_urpo.policy.hf.table import split, unshard, weight_entries
+from megatron_urpo.policy.hf.table import weight_entries
+from megatron_urpo.policy.hf.tensors import split, unshard
 from megatron_urpo.policy.model import ModelPart
 from megatron_urpo.policy.parallel import Parallel
 from megatron_urpo.policy.weights.shards import stage_of

@@ -14,7 +14,8 @@ from megatron_urpo.config.model import Fp8Config, ModelConfig, ParallelConfig
 from megatron_urpo.policy.experts import check_experts, expert_arguments
 from megatron_urpo.policy.fp8 import check_fp8, fp8_arguments
 from megatron_urpo.policy.hf.shape import ModelShape, check_layout, read_shape
-from megatron_urpo.policy.hf.table import WeightEntry, padded_vocab_size, shard, weight_entries
+from megatron_urpo.policy.hf.table import WeightEntry, padded_vocab_size, weight_entries
+from megatron_urpo.policy.hf.tensors import shard
 from megatron_urpo.policy.parallel import Parallel
 from megatron_urpo.policy.spec import SpecName, choose_spec, layer_spec
 from megatron_urpo.policy.weights.kinds import open_weights

@@ -31,6 +31,7 @@ from megatron_urpo.policy.model import ModelPart, build_model, frozen_copy
 from megatron_urpo.policy.optimizer import build_optimizer, build_scheduler, wrap_model
 from megatron_urpo.policy.packing import PackedBatch, TokenSequence, pack
 from megatron_urpo.policy.parallel import Parallel
+from megatron_urpo.policy.weights.rows import dtype_name
 
 Loss = Callable[[Tensor, Tensor, PackedBatch], tuple[Tensor, dict[str, float]]]
 """(logprobs [R], entropy [R], micro-batch) -> (the loss's share of this micro-batch, sums to be added up)."""
@@ -142,7 +143,8 @@ class Policy:
         """Writes a Hugging Face folder with config and tokenizer from `source`. Collective; rank 0 writes."""
         weights = self.export()
         if self.parallel.rank == 0:
-            specs = {name: (self.part.config.params_dtype, size) for name, size in hf_shapes(self.part.shape).items()}
+            dtype = dtype_name(self.part.config.params_dtype)
+            specs = {name: (dtype, size) for name, size in hf_shapes(self.part.shape).items()}
             write_folder(target, source, specs, weights)
         for _ in weights:
             pass

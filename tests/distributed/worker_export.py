@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from megatron_urpo.config.model import ModelConfig, OptimizerConfig, ParallelConfig
-from megatron_urpo.policy.hf.table import WeightEntry, hf_shapes, join, shard, weight_entries
+from megatron_urpo.policy.hf.table import WeightEntry, hf_shapes, weight_entries
+from megatron_urpo.policy.hf.tensors import join, shard
 from megatron_urpo.policy.parallel import close_parallel, init_parallel
 from megatron_urpo.policy.policy import Policy, build_policy
 from tests.distributed.launch import write_result

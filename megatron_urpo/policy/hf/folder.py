@@ -1,16 +1,18 @@
-"""A Hugging Face model folder as a mapping from tensor name to tensor, read lazily; and how one is written."""
+"""A Hugging Face model folder by tensor name, read lazily; and how one is written."""
 
 import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from megatron_urpo.config import ConfigError
 from megatron_urpo.policy.weights.aside import written_aside
-from megatron_urpo.policy.weights.safetensors_io import SafetensorsFile, SafetensorsWriter, Spec
+from megatron_urpo.policy.weights.rows import Rows, Spec, from_tensor, num_bytes
+from megatron_urpo.policy.weights.safetensors_io import SafetensorsFile, SafetensorsWriter
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COPIED = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -21,7 +23,7 @@ SHARD_BYTES = 5 * 10**9
 
 
 class WeightFolder:
-    """`folder[name]` reads one tensor from the safetensors files. Raises ConfigError for what is missing."""
+    """The safetensors files of a folder by tensor name. Raises ConfigError for what is missing."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -57,17 +59,13 @@ class WeightFolder:
                         f" implies {shapes[name]}; give the config.json that belongs to the weights"
                     )
 
-    def dtype(self, name: str) -> torch.dtype:
+    def dtype(self, name: str) -> str:
         return self._spec(name)[0]
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
+    def rows(self, name: str, start: int, stop: int) -> Rows:
         """A view of the file; copy what is kept."""
         self._spec(name)
         return self._open(self._file_of(name))[0].rows(name, start, stop)
-
-    def __getitem__(self, name: str) -> Tensor:
-        """A view of the file; copy what is kept."""
-        return self.rows(name, 0, self._spec(name)[1][0])
 
     def _spec(self, name: str) -> Spec:
         specs = self._open(self._file_of(name))[1]
@@ -112,13 +110,13 @@ class FolderWriter:
         groups: list[dict[str, Spec]] = [{}]
         size = total = 0
         for name, (dtype, shape) in specs.items():
-            num_bytes = torch.Size(shape).numel() * dtype.itemsize
-            if groups[-1] and size + num_bytes > shard_bytes:
+            more = num_bytes(dtype, shape)
+            if groups[-1] and size + more > shard_bytes:
                 groups.append({})
                 size = 0
             groups[-1][name] = dtype, shape
-            size += num_bytes
-            total += num_bytes
+            size += more
+            total += more
         self._groups = groups
         self._files = [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
         if len(groups) == 1:
@@ -131,7 +129,7 @@ class FolderWriter:
         self._position = -1
         self._writer: SafetensorsWriter | None = None
 
-    def write(self, name: str, row: int, rows: Tensor) -> None:
+    def write(self, name: str, row: int, rows: Rows) -> None:
         """Names in the order of `specs`; rows of one in order."""
         if self._position < 0 or name not in self._groups[self._position]:
             self.close()
@@ -158,7 +156,9 @@ def copy_companions(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def write_folder(target: Path, source: Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]]) -> None:
+def write_folder(
+    target: Path, source: Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[str, "Tensor"]]
+) -> None:
     """Writes `tensors`, as `specs` announces them, as a model folder that transformers loads.
 
     Config and tokenizer are copied from `source`. The folder appears under its name only when it is whole, in the
@@ -168,7 +168,7 @@ def write_folder(target: Path, source: Path, specs: Mapping[str, Spec], tensors:
         writer = FolderWriter(aside, specs)
         try:
             for name, tensor in tensors:
-                writer.write(name, 0, tensor.detach().cpu())
+                writer.write(name, 0, from_tensor(tensor))
             writer.close()
         finally:
             writer.abandon()

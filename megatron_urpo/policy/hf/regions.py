@@ -4,15 +4,16 @@ Three views of one weight: its Hugging Face tensors, the whole Megatron tensor, 
 `Piece` ties rows of the first to rows of the second, a `Region` the second to the third.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from torch import Tensor
+import numpy as np
 
 from megatron_urpo.policy.hf.dimensions import ModelShape
 from megatron_urpo.policy.hf.entries import WeightEntry
 from megatron_urpo.policy.hf.table import padded_vocab_size
+from megatron_urpo.policy.weights.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,16 @@ def pieces(
         offset += rows
 
 
+def joined(entry: WeightEntry, parts: Sequence[Rows], shape: ModelShape) -> Rows:
+    """The rows of a piece, out of those of its parts."""
+    if entry.kind != "qkv":
+        (rows,) = parts
+        return rows
+    groups = parts[1].shape[0] // shape.head_dim
+    grouped = [part.reshape(groups, -1, *part.shape[1:]) for part in parts]
+    return np.concatenate(grouped, axis=1).reshape(-1, *parts[0].shape[1:])
+
+
 def ranges(count: int, step: int) -> Iterator[tuple[int, int]]:
     step = max(1, step)
     for start in range(0, count, step):
@@ -95,7 +106,7 @@ def local_shape(entry: WeightEntry, whole: tuple[int, ...], size: int) -> tuple[
     return (rows // size, *whole[1:])
 
 
-def cut(region: Region, start: int, rows: Tensor) -> tuple[int, Tensor] | None:
+def cut(region: Region, start: int, rows: Rows) -> tuple[int, Rows] | None:
     """Of whole rows that begin at `start`: what lies in `region`, and its first local row; None where nothing does."""
     first, last = max(start, region.whole), min(start + len(rows), region.whole + region.rows)
     if first >= last:
@@ -113,8 +124,8 @@ def hf_rows(
     stop: int,
     shape: ModelShape,
     shapes: dict[str, tuple[int, ...]],
-    read: Callable[[int, int], Tensor],
-) -> Tensor:
+    read: Callable[[int, int], Rows],
+) -> Rows:
     """Rows `start` up to `stop` of the Hugging Face tensor `name`, out of `read`, which gives rows of the whole."""
     position = entry.hf.index(name)
     if entry.kind != "qkv":
@@ -127,5 +138,5 @@ def hf_rows(
     grouped = read(first * wide, last * wide)
     grouped = grouped.reshape(last - first, wide, *grouped.shape[1:])
     begin = sum(sizes[:position])
-    mine = grouped[:, begin : begin + size].flatten(0, 1)
+    mine = grouped[:, begin : begin + size].reshape(-1, *grouped.shape[2:])
     return mine[start - first * size : stop - first * size]

@@ -4,22 +4,18 @@ The library gives and takes whole tensors of whole files; a 5 GB file of a big m
 """
 
 import json
-import os
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
-from typing import IO
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from megatron_urpo.config import ConfigError
-from megatron_urpo.policy.weights.mapped import map_tensor
+from megatron_urpo.policy.weights.mapped import map_rows
+from megatron_urpo.policy.weights.output import OutputFile
+from megatron_urpo.policy.weights.rows import Rows, Spec, num_bytes, row_bytes
 
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-Spec = tuple[torch.dtype, tuple[int, ...]]
 
 
 class SafetensorsFile:
@@ -28,7 +24,7 @@ class SafetensorsFile:
     def __init__(self, path: Path):
         self.path = path
         try:
-            with safe_open(path, framework="pt"):  # checks that the header is sound and the file as long as it says
+            with safe_open(path, framework="np"):  # checks that the header is sound and the file as long as it says
                 pass
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
@@ -45,14 +41,14 @@ class SafetensorsFile:
         """Dtype and shape of each tensor."""
         return {name: (self._dtype(name), tuple(entry["shape"])) for name, entry in self._header.items()}
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """A mapped view; see `map_tensor`."""
+    def rows(self, name: str, start: int, stop: int) -> Rows:
+        """A mapped view; see `map_rows`."""
         dtype, shape = self._dtype(name), tuple(self._header[name]["shape"])
-        skipped = start * prod(shape[1:]) * dtype.itemsize
+        skipped = start * num_bytes(dtype, shape[1:])
         offset = self._start + self._header[name]["data_offsets"][0] + skipped
-        return map_tensor(self.path, offset, (stop - start, *shape[1:]), dtype)
+        return map_rows(self.path, offset, (stop - start, *shape[1:]), dtype)
 
-    def _dtype(self, name: str) -> torch.dtype:
+    def _dtype(self, name: str) -> str:
         code = self._header[name]["dtype"]
         if code not in DTYPES:
             raise ConfigError(
@@ -69,45 +65,29 @@ class SafetensorsWriter:
         offset, header = 0, {}
         self._places: dict[str, tuple[int, int]] = {}
         for name, (dtype, shape) in specs.items():
-            size = prod(shape) * dtype.itemsize
+            size = num_bytes(dtype, shape)
             header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [offset, offset + size]}
-            self._places[name] = (offset, prod(shape[1:]) * dtype.itemsize)
+            self._places[name] = (offset, num_bytes(dtype, shape[1:]))
             offset += size
         text = json.dumps({"__metadata__": {"format": "pt"}, **header}, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         self._start = 8 + len(text)
-        self._file: IO[bytes] = path.open("wb", buffering=0)
+        self._file = OutputFile(path)
         try:
-            write_all(self._file, len(text).to_bytes(8, "little") + text)
+            self._file.write(0, len(text).to_bytes(8, "little") + text)
             self._file.truncate(self._start + offset)
         except OSError:
-            self._file.close()
+            self._file.abandon()
             raise
 
-    def write(self, name: str, row: int, rows: Tensor) -> None:
+    def write(self, name: str, row: int, rows: Rows) -> None:
         """`rows` in the file's dtype, at row `row` of `name`."""
-        offset, row_bytes = self._places[name]
-        self._file.seek(self._start + offset + row * row_bytes)
-        write_all(self._file, tensor_bytes(rows))
+        offset, stride = self._places[name]
+        self._file.write(self._start + offset + row * stride, row_bytes(rows))
 
     def close(self) -> None:
         """Once it returns the file is on disk."""
-        try:
-            os.fsync(self._file.fileno())
-        finally:
-            self._file.close()
-
-    def abandon(self) -> None:
         self._file.close()
 
-
-def tensor_bytes(tensor: Tensor) -> memoryview:
-    data: memoryview = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-    return data
-
-
-def write_all(file: IO[bytes], data: bytes | memoryview) -> None:
-    """An unbuffered write may take a part only (at 2 GiB, on a disk that fills up)."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
+    def abandon(self) -> None:
+        self._file.abandon()

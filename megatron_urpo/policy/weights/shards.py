@@ -8,13 +8,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from megatron_urpo.config import ConfigError
 from megatron_urpo.policy.hf.dimensions import ModelShape
 from megatron_urpo.policy.hf.regions import local_shape, regions, whole_shape
 from megatron_urpo.policy.hf.table import WeightEntry, weight_entries
+from megatron_urpo.policy.weights.rows import Rows
 from megatron_urpo.policy.weights.safetensors_io import SafetensorsFile
 from megatron_urpo.policy.weights.source import Part, RegionWeights
 
@@ -87,7 +85,7 @@ class ShardWeights(RegionWeights):
                         f" implies {want}; give the config.json that belongs to the weights"
                     )
 
-    def dtype(self, name: str) -> torch.dtype:
+    def dtype(self, name: str) -> str:
         stage, local = self._place(self.entries[name])
         return self._specs[0, stage][local][0]
 
@@ -97,7 +95,7 @@ class ShardWeights(RegionWeights):
         for rank in range(1 if entry.kind == "replicated" else self.tensor):
             file = self._files[rank, stage]
 
-            def read(start: int, stop: int, file: SafetensorsFile = file) -> Tensor:
+            def read(start: int, stop: int, file: SafetensorsFile = file) -> Rows:
                 return file.rows(name, start, stop)
 
             for region in regions(entry, whole, rank, self.tensor):

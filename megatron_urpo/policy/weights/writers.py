@@ -1,33 +1,31 @@
 """Megatron checkpoints written from a stream of whole rows, so that memory does not grow with the model."""
 
-import contextlib
 import json
-import os
-import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from io import BytesIO
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-
-import torch
-from torch import Tensor
-from torch.distributed.checkpoint import filesystem, metadata
 
 from megatron_urpo.policy.hf.dimensions import ModelShape
 from megatron_urpo.policy.hf.regions import cut, local_shape, regions, whole_shape
 from megatron_urpo.policy.hf.table import WeightEntry, hf_shapes, weight_entries
-from megatron_urpo.policy.weights.safetensors_io import SafetensorsWriter, Spec, write_all
+from megatron_urpo.policy.weights.output import OutputFile
+from megatron_urpo.policy.weights.rows import Rows, Spec, num_bytes, row_bytes
+from megatron_urpo.policy.weights.safetensors_io import SafetensorsWriter
 from megatron_urpo.policy.weights.shards import file_name, local_name, stage_of
+from megatron_urpo.policy.weights.torch_archive import around_tensor, plain_archive
+from megatron_urpo.policy.weights.torch_pickle import CHECKPOINT, Call, Instance, Named, dumps
 
 FILE_BYTES = 5 * 10**9
+PART_BYTES = 64 * 2**20
+_METADATA = f"{CHECKPOINT}.metadata"
 
 
 class MegatronWriter(ABC):
     """Rows of a weight come in order, and never across the border of gate and up."""
 
     @abstractmethod
-    def write(self, entry: WeightEntry, row: int, rows: Tensor) -> None: ...
+    def write(self, entry: WeightEntry, row: int, rows: Rows) -> None: ...
 
     @abstractmethod
     def close(self) -> None:
@@ -38,71 +36,103 @@ class MegatronWriter(ABC):
         """Leaves files as they are."""
 
 
+@dataclass(frozen=True)
+class _OpenPart:
+    """A record of rows up to `stop` that began at byte `begin` of its file, and the bytes that will end it."""
+
+    index: Instance
+    stop: int
+    begin: int
+    tail: bytes
+
+
 class TorchDistWriter(MegatronWriter):
     """The format of torch.distributed.checkpoint, one part after the other.
 
     torch's own FileSystemWriter keeps every tensor of a file until the file is written, and one file a tensor would be
-    18,000 files for a model with experts. The records, the index and their classes are torch's.
+    18,000 files for a model with experts.
     """
 
-    def __init__(self, folder: Path, shape: ModelShape, dtypes: Mapping[str, torch.dtype]):
+    def __init__(self, folder: Path, shape: ModelShape, dtypes: Mapping[str, str]):
         folder.mkdir()
         self._folder, self._shapes, self._dtypes = folder, hf_shapes(shape), dtypes
-        self._tensors: dict[str, Any] = {}
-        self._places: dict[metadata.MetadataIndex, Any] = {}
-        self._file: IO[bytes] | None = None
-        self._count = 0
+        self._tensors: dict[str, Instance] = {}
+        self._chunks: dict[str, list[Instance]] = {}
+        self._places: dict[Instance, Instance] = {}
+        self._file: OutputFile | None = None
+        self._count = self._size = 0
+        self._open_part: _OpenPart | None = None
         self._states = [name for entry in weight_entries(shape, "te") if (name := _extra_state(entry))]
 
-    def write(self, entry: WeightEntry, row: int, rows: Tensor) -> None:
-        whole = whole_shape(entry, self._shapes)
-        rest = (0,) * (len(whole) - 1)
-        chunk = metadata.ChunkStorageMetadata(
-            torch.Size((*entry.index, row, *rest)), torch.Size((*(1 for _ in entry.index), *rows.shape))
-        )
+    def write(self, entry: WeightEntry, row: int, rows: Rows) -> None:
+        while len(rows):
+            part = self._open_part or self._begin_part(entry, row)
+            self._append(row_bytes(rows[: part.stop - row]))
+            rows, row = rows[part.stop - row :], min(part.stop, row + len(rows))
+            self._open_part = part if row < part.stop else None
+            if row == part.stop:
+                self._append(part.tail)
+                self._place(part.index, part.begin)
+
+    def _begin_part(self, entry: WeightEntry, row: int) -> "_OpenPart":
+        """Up to PART_BYTES of rows from `row` on."""
+        whole, dtype = whole_shape(entry, self._shapes), self._dtypes[entry.hf[0]]
+        stop = min(whole[0], row + max(1, PART_BYTES // num_bytes(dtype, whole[1:])))
+        offsets = (*entry.index, row, *(0 for _ in whole[1:]))
+        sizes = (*(1 for _ in entry.index), stop - row, *whole[1:])
         if entry.key not in self._tensors:
-            self._tensors[entry.key] = metadata.TensorStorageMetadata(
-                metadata.TensorProperties(rows.dtype), torch.Size((*entry.stack, *whole)), []
-            )
-        self._tensors[entry.key].chunks.append(chunk)
-        stacked = rows.contiguous().reshape(chunk.sizes)
-        if stacked.untyped_storage().nbytes() != stacked.nbytes:
-            stacked = stacked.clone()  # torch.save writes whole storages
-        with _without_checksums():
-            self._record(metadata.MetadataIndex(entry.key, chunk.offsets), stacked)
+            self._chunks[entry.key] = []
+            self._tensors[entry.key] = _tensor_info(dtype, (*entry.stack, *whole), self._chunks[entry.key])
+        chunk = {"offsets": _size(offsets), "sizes": _size(sizes)}
+        self._chunks[entry.key].append(Instance(Named(_METADATA, "ChunkStorageMetadata"), chunk))
+        begin = self._begin()
+        head, tail = around_tensor(dtype, sizes, begin)
+        self._append(head)
+        return _OpenPart(_index(entry.key, offsets), stop, begin, tail)
 
     def close(self) -> None:
+        empty = plain_archive([None])  # what each rank has of a state that there is not, as megatron-core writes it
         for name in self._states:
-            self._tensors[name] = metadata.BytesStorageMetadata()
-            self._record(metadata.MetadataIndex(name), None)
+            self._tensors[name] = Instance(Named(_METADATA, "BytesStorageMetadata"))
+            begin = self._begin()
+            self._append(empty)
+            self._place(_index(name, None), begin)
         self._close_file()
-        torch.save({}, self._folder / "common.pt")
+        (self._folder / "common.pt").write_bytes(plain_archive({}))
         backends = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
         (self._folder / "metadata.json").write_text(
             json.dumps({**backends, "common_backend": "torch", "common_backend_version": 1})
         )
-        index = metadata.Metadata(self._tensors, storage_data=self._places, version="1.0.0")
-        index.storage_meta = metadata.StorageMeta()
-        with (self._folder / ".metadata").open("wb") as file:
-            pickle.dump(index, file)
+        nothing: dict[str, object] = {"checkpoint_id": None, "save_id": None, "load_id": None, "modules": []}
+        index = {
+            "state_dict_metadata": self._tensors,
+            "planner_data": None,
+            "storage_data": self._places,
+            "storage_meta": Instance(Named(_METADATA, "StorageMeta"), nothing),
+            "version": "1.0.0",
+        }
+        (self._folder / ".metadata").write_bytes(dumps(Instance(Named(_METADATA, "Metadata"), index)))
 
     def abandon(self) -> None:
         if self._file is not None:
-            self._file.close()
+            self._file.abandon()
 
-    def _record(self, index: metadata.MetadataIndex, value: Tensor | None) -> None:
-        if self._file is not None and self._file.tell() > FILE_BYTES:
+    def _begin(self) -> int:
+        """Where the next record begins; in a new file when the last is full."""
+        if self._file is not None and self._size > FILE_BYTES:
             self._close_file()
         if self._file is None:
-            self._file = (self._folder / self._name).open("wb", buffering=0)
-        start = self._file.tell()
-        if value is None:  # what megatron-core writes for a layer without a state of its own
-            empty = BytesIO()
-            torch.save([None], empty)  # a list of what each rank has of it
-            self._file.write(empty.getbuffer())
-        else:
-            _save(value, self._file)
-        self._places[index] = filesystem._StorageInfo(self._name, start, self._file.tell() - start)
+            self._file, self._size = OutputFile(self._folder / self._name), 0
+        return self._size
+
+    def _append(self, data: bytes | memoryview) -> None:
+        assert self._file is not None
+        self._file.write(self._size, data)
+        self._size += len(data)
+
+    def _place(self, index: Instance, begin: int) -> None:
+        place = {"relative_path": self._name, "offset": begin, "length": self._size - begin}
+        self._places[index] = Instance(Named(f"{CHECKPOINT}.filesystem", "_StorageInfo"), place)
 
     @property
     def _name(self) -> str:
@@ -110,43 +140,30 @@ class TorchDistWriter(MegatronWriter):
 
     def _close_file(self) -> None:
         if self._file is not None:
-            os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
             self._count += 1
 
 
-def _save(value: Tensor, file: IO[bytes]) -> None:
-    """torch.save, with a full disk as the OSError that it is; torch makes a RuntimeError of it."""
-    sink = _Whole(file)
-    try:
-        torch.save(value, sink)  # type: ignore[arg-type]
-    except RuntimeError:
-        if sink.error is not None:
-            raise sink.error from None
-        raise
+def _size(numbers: tuple[int, ...]) -> Call:
+    return Call(Named("torch", "Size"), (numbers,))
 
 
-class _Whole:
-    """A file for torch.save, which takes it for granted that a write writes everything; a filling disk takes a part."""
+def _index(key: str, offsets: tuple[int, ...] | None) -> Instance:
+    state = {"fqn": key, "offset": _size(offsets) if offsets is not None else None, "index": None}
+    return Instance(Named(_METADATA, "MetadataIndex"), state)
 
-    def __init__(self, file: IO[bytes]):
-        self._file = file
-        self.error: OSError | None = None
 
-    def write(self, data: Any) -> int:
-        try:
-            write_all(self._file, data)
-        except OSError as error:
-            self.error = error
-            raise
-        return len(data)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def flush(self) -> None:
-        """Nothing is held back."""
+def _tensor_info(dtype: str, shape: tuple[int, ...], chunks: list[Instance]) -> Instance:
+    layout = Call(Named("torch.serialization", "_get_layout"), ("torch.strided",))
+    contiguous = Call(Named(_METADATA, "_MEM_FORMAT_ENCODING"), (0,))
+    properties = (Named("torch", dtype), layout, False, contiguous, False)
+    state = {
+        "properties": Instance(Named(_METADATA, "TensorProperties"), properties),
+        "size": _size(shape),
+        "chunks": chunks,
+    }
+    return Instance(Named(_METADATA, "TensorStorageMetadata"), state)
 
 
 def _extra_state(entry: WeightEntry) -> str | None:
@@ -157,22 +174,11 @@ def _extra_state(entry: WeightEntry) -> str | None:
     return f"{entry.key.removesuffix('weight')}_extra_state/shard_{at}_{of}"
 
 
-@contextlib.contextmanager
-def _without_checksums() -> Iterator[None]:
-    """The zip's CRC-32 costs five times what writing does, and no reader of the format looks at it."""
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)
-    try:
-        yield
-    finally:
-        torch.serialization.set_crc32_options(before)
-
-
 class ShardWriter(MegatronWriter):
     """One safetensors file a rank; see shards.py."""
 
     def __init__(
-        self, folder: Path, shape: ModelShape, dtypes: Mapping[str, torch.dtype], tensor: int, pipeline: int, spec: str
+        self, folder: Path, shape: ModelShape, dtypes: Mapping[str, str], tensor: int, pipeline: int, spec: str
     ):
         folder.mkdir()
         self._shape, self._shapes, self._tensor, self._pipeline = shape, hf_shapes(shape), tensor, pipeline
@@ -194,7 +200,7 @@ class ShardWriter(MegatronWriter):
             self.abandon()
             raise
 
-    def write(self, entry: WeightEntry, row: int, rows: Tensor) -> None:
+    def write(self, entry: WeightEntry, row: int, rows: Rows) -> None:
         whole = whole_shape(entry, self._shapes)
         for rank in range(self._tensor):
             for region in regions(entry, whole, rank, self._tensor):

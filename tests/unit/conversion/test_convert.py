@@ -6,12 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemReader, load
+from torch.distributed.checkpoint.metadata import TensorProperties, TensorStorageMetadata
 
 from megatron_urpo.config import ConfigError
 from megatron_urpo.conversion import convert
 from megatron_urpo.conversion.convert import Layout, hf_to_megatron, megatron_to_hf
 from megatron_urpo.conversion.verify import verify
+from megatron_urpo.policy.weights import output, writers
 from tests.support.models import FAMILIES, make_model
 
 
@@ -88,8 +92,38 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, layout: Layout) -> None:
 
 
 def test_pieces_smaller_than_a_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks, parts and files, none of which ends where another does; what is on disk is synced in between."""
     monkeypatch.setattr(convert, "BLOCK_BYTES", 3000)
+    monkeypatch.setattr(writers, "PART_BYTES", 5000)
+    monkeypatch.setattr(writers, "FILE_BYTES", 40_000)
+    monkeypatch.setattr(output, "SYNC_BYTES", 20_000)
     make_model(tmp_path / "hf", "qwen3_moe")
     hf_to_megatron(tmp_path / "hf", tmp_path / "there")
+    assert len(list((tmp_path / "there" / "weights").glob("*.distcp"))) > 2
+    assert read_by_torch(tmp_path / "there" / "weights", "embedding.word_embeddings.weight").equal(
+        load_file(tmp_path / "hf" / "model.safetensors")["model.embed_tokens.weight"]
+    )
     megatron_to_hf(tmp_path / "there", tmp_path / "back")
     assert verify(tmp_path / "hf", tmp_path / "back")[0].lines == []
+
+
+def read_by_torch(folder: Path, key: str) -> torch.Tensor:
+    """By torch's own reader of the format, which must find in the index what it would have written itself."""
+    reader = FileSystemReader(folder)
+    index = reader.read_metadata()
+    info = index.state_dict_metadata[key]
+    assert isinstance(info, TensorStorageMetadata)
+    assert info.properties == TensorProperties.create_from_tensor(torch.empty(0, dtype=info.properties.dtype))
+    target = torch.full(info.size, torch.nan, dtype=info.properties.dtype)
+    load({key: target}, storage_reader=reader, no_dist=True)
+    return target
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_values_are_rounded_as_torch_rounds(tmp_path: Path, dtype: str) -> None:
+    make_model(tmp_path / "hf", "llama")
+    hf_to_megatron(tmp_path / "hf", tmp_path / "there", dtype=dtype)
+    megatron_to_hf(tmp_path / "there", tmp_path / "back")
+    original, back = (load_file(tmp_path / name / "model.safetensors") for name in ("hf", "back"))
+    assert {tensor.dtype for tensor in back.values()} == {getattr(torch, dtype)}
+    assert all(back[name].equal(tensor.to(getattr(torch, dtype))) for name, tensor in original.items())

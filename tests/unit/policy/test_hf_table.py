@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from megatron_urpo.config import ConfigError
 from megatron_urpo.policy.hf.shape import FAMILIES as KNOWN
 from megatron_urpo.policy.hf.shape import parse_shape, read_shape
-from megatron_urpo.policy.hf.table import hf_shapes, join, padded_vocab_size, shard, split, unshard, weight_entries
+from megatron_urpo.policy.hf.table import hf_shapes, padded_vocab_size, weight_entries
+from megatron_urpo.policy.hf.tensors import join, shard, split, unshard
 from tests.support.models import FAMILIES, make_model
 
 

@@ -1,4 +1,4 @@
-"""The reader of a checkpoint's index: what old Pythons write, and what would run."""
+"""The reader of a checkpoint's index: what torch and early Pythons write, and what is no part of the format."""
 
 import io
 import pickle
@@ -16,10 +16,10 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron_urpo.policy.safe_pickle import read_index
+from megatron_urpo.policy.weights.torch_pickle import TensorInfo, read_metadata
 
 
-class OldPickler(pickle.Pickler):
+class EarlyPickler(pickle.Pickler):
     """Writes members of an Enum as Python 3.11.2 does."""
 
     def reducer_override(self, value: Any) -> Any:
@@ -34,21 +34,17 @@ class Asks:
         return getattr, self.asked
 
 
-def an_index() -> Metadata:
-    whole = TensorStorageMetadata(
-        TensorProperties(torch.bfloat16),
-        torch.Size([4, 2]),
-        [ChunkStorageMetadata(torch.Size([0, 0]), torch.Size([4, 2]))],
-    )
-    return Metadata({"weight": whole})
-
-
-def test_members_of_an_enum_as_old_pythons_write_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pickler", [pickle.Pickler, EarlyPickler])
+def test_an_index_is_read(tmp_path: Path, pickler: type[pickle.Pickler]) -> None:
+    chunk = ChunkStorageMetadata(torch.Size([0, 0]), torch.Size([4, 2]))
+    whole = TensorStorageMetadata(TensorProperties(torch.bfloat16), torch.Size([4, 2]), [chunk])
     stream = io.BytesIO()
-    OldPickler(stream).dump(an_index())
-    assert b"getattr" in stream.getvalue()
-    (tmp_path / "old").write_bytes(stream.getvalue())
-    assert read_index(tmp_path / "old") == an_index()
+    pickler(stream).dump(Metadata({"weight": whole}))
+    assert (b"getattr" in stream.getvalue()) == (pickler is EarlyPickler)
+    (tmp_path / "index").write_bytes(stream.getvalue())
+    found = read_metadata(tmp_path / "index").state_dict_metadata["weight"]
+    assert isinstance(found, TensorInfo)
+    assert (found.properties.dtype, found.size, found.chunks[0].sizes) == ("bfloat16", (4, 2), (4, 2))
 
 
 @pytest.mark.parametrize(
@@ -57,10 +53,4 @@ def test_members_of_an_enum_as_old_pythons_write_them(tmp_path: Path) -> None:
 def test_no_other_attribute_can_be_asked_for(tmp_path: Path, of: Any, name: str) -> None:
     (tmp_path / "index").write_bytes(pickle.dumps(Asks(of, name)))
     with pytest.raises(pickle.UnpicklingError, match=f"attribute {name}"):
-        read_index(tmp_path / "index")
-
-
-def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "index").write_bytes(pickle.dumps({"weight": 1}))
-    with pytest.raises(pickle.UnpicklingError, match="dict and no index"):
-        read_index(tmp_path / "index")
+        read_metadata(tmp_path / "index")
