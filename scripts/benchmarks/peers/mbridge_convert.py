@@ -1,8 +1,8 @@
-"""mbridge between a Hugging Face folder and a Megatron module:  python mbridge_convert.py HF OUT  prints seconds as JSON
+"""mbridge between a Hugging Face folder and a Megatron module: python mbridge_convert.py HF OUT prints JSON of seconds.
 
 There: HF into a module in memory, which is all that mbridge does in that direction; nothing is written. Back: the
-module to the Hugging Face folder OUT, its bytes on disk. Runs in an environment of its own, where nothing of this project
-is installed.
+module to the Hugging Face folder OUT, its bytes on disk. Runs in an environment of its own, where nothing of this
+project is installed.
 
 mbridge asks for Transformer Engine and a GPU. Here the module has megatron-core's own layers, whose norms have names
 that mbridge's table gets beside its own, and it is built without `get_model`, which moves it to a GPU. Weights are not
