@@ -10,11 +10,12 @@ What Transformer Engine keeps in its `_extra_state` is its own pickle inside a t
 
 import io
 import pickle
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
 from megatron_urpo.config import ConfigError
 
@@ -29,16 +30,26 @@ ALLOWED = {
     (f"{_CHECKPOINT}.planner", name)
     for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData")
 } | {
-    (f"{_CHECKPOINT}.filesystem", "_StorageInfo"), ("torch.serialization", "_get_layout"), ("torch", "Size"),
+    (f"{_CHECKPOINT}.filesystem", "_StorageInfo"), (f"{_CHECKPOINT}.filesystem", "_StoragePrefix"),
+    ("torch.serialization", "_get_layout"), ("torch", "Size"), ("collections", "OrderedDict"),
+    ("pathlib", "PosixPath"),
 }  # fmt: skip
+
+
+def read_index(file: Path) -> Metadata:
+    """The `.metadata` of a `torch_dist` folder. Raises what an Unpickler does of broken content, and OSError."""
+    with file.open("rb") as stream:
+        index = _Reader(stream).load()
+    if not isinstance(index, Metadata):
+        raise pickle.UnpicklingError(f"it is {type(index).__name__} and no index")
+    return index
 
 
 def check_pickles(folder: Path) -> None:
     """Raises ConfigError where a pickle of the `torch_dist` folder asks for anything else, or cannot be read."""
     file = folder / ".metadata"
     try:
-        with file.open("rb") as stream:
-            metadata = _Reader(stream).load()
+        metadata = read_index(file)
         file = folder / "common.pt"
         torch.load(file, map_location="cpu", weights_only=True)
         for key, kind in metadata.state_dict_metadata.items():
@@ -62,12 +73,21 @@ class _Reader(pickle.Unpickler):
     """Knows the classes of an index and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _enum_member
         known = (module, name) in ALLOWED
         if module == "torch" and not known:
             known = isinstance(getattr(torch, name, None), torch.dtype)
         if not known:
             raise pickle.UnpicklingError(f"its pickle asks for {module}.{name}")
         return super().find_class(module, name)
+
+
+def _enum_member(kind: Any, name: str) -> Enum:
+    """What a pickle asks of `getattr`: early Python 3.11 (3.11.2, of Debian 12) writes members of an Enum so."""
+    if not (isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__):
+        raise pickle.UnpicklingError(f"its pickle asks for attribute {name} of {kind}")
+    return kind[name]
 
 
 def _check_object(file: Path, offset: int, length: int) -> None:

@@ -1,8 +1,8 @@
 """Reading the model's weights out of a checkpoint in megatron-core's `torch_dist` format, without torch's own loader.
 
-`.metadata` is a pickle by format; it is read by an unpickler that knows the classes of that format and no others, so a
-file from elsewhere can name nothing that would run. Each tensor is a small zip archive as torch.save writes it; its
-bytes are mapped where they lie, and its own pickle is read in the same way. `common.pt` is not read.
+`.metadata` is a pickle by format; `safe_pickle.py` reads it, so that a file from elsewhere can name nothing that would
+run. Each tensor is a small zip archive as torch.save writes it; its bytes are mapped where they lie, and its own pickle
+is read in the same way. `common.pt` is not read.
 """
 
 import io
@@ -19,46 +19,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import filesystem, metadata, planner
+from torch.distributed.checkpoint import metadata
 
 from megatron_urpo.config import ConfigError
 from megatron_urpo.policy.hf.dimensions import ModelShape
 from megatron_urpo.policy.hf.regions import Region, whole_shape
 from megatron_urpo.policy.hf.table import WeightEntry
+from megatron_urpo.policy.safe_pickle import read_index
 from megatron_urpo.policy.weights.mapped import map_tensor
 from megatron_urpo.policy.weights.source import Part, RegionWeights
 
 METADATA = ".metadata"
-_CLASSES = {
-    **{
-        (module.__name__, name): getattr(module, name)
-        for module, names in (
-            (metadata, ("ChunkStorageMetadata", "TensorProperties", "TensorStorageMetadata", "BytesStorageMetadata",
-                        "Metadata", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING")),
-            (planner, ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData")),
-            (filesystem, ("_StorageInfo", "_StoragePrefix")),
-        )
-        for name in names
-    },
-    ("torch", "Size"): torch.Size,
-    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("pathlib", "PosixPath"): str,
-    **{("torch", str(dtype).removeprefix("torch.")): dtype for dtype in (
-        torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool
-    )},
-}  # fmt: skip
 _STORAGES = {
     "BFloat16Storage": torch.bfloat16, "HalfStorage": torch.float16, "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
 }  # fmt: skip
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _CLASSES:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of the format")
-        return _CLASSES[module, name]
 
 
 class _TensorUnpickler(pickle.Unpickler):
@@ -96,8 +71,7 @@ class TorchDistWeights(RegionWeights):
         super().__init__(folder, shape)
         path = folder / METADATA
         try:
-            with path.open("rb") as file:
-                self._metadata = _MetadataUnpickler(file).load()
+            self._metadata = read_index(path)
             self._dtypes = {
                 key: (value.properties.dtype, tuple(value.size))
                 for key, value in self._metadata.state_dict_metadata.items()
@@ -127,9 +101,10 @@ class TorchDistWeights(RegionWeights):
         depths = {entry.key: len(entry.stack) for entry in self.entries.values()}
         chunks: dict[str, dict[tuple[int, ...], list[_Chunk]]] = {}
         for key, depth in depths.items():
-            if key not in self._dtypes:
+            stored = self._metadata.state_dict_metadata.get(key)
+            if not isinstance(stored, metadata.TensorStorageMetadata):
                 continue
-            for chunk in self._metadata.state_dict_metadata[key].chunks:
+            for chunk in stored.chunks:
                 info = self._metadata.storage_data[metadata.MetadataIndex(key, chunk.offsets)]
                 offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
                 found = _Chunk(offsets, sizes, folder / info.relative_path, info.offset, info.length)

@@ -1,5 +1,6 @@
 """Pickles of a `torch_dist` folder: what a checkpoint is made of passes, everything else is refused and never runs."""
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -19,17 +20,14 @@ class Harm:
         self.path = path
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        return (Path.touch, (self.path,))
+        return (os.mkdir, (self.path,))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A tensor and an object, written by torch itself; megatron-core's writer notes no folder in the index."""
+    """A tensor and an object, written by torch itself."""
     state = {"weight": torch.ones(3, dtype=torch.bfloat16), "object": 3}
     checkpoint.save(state, checkpoint_id=tmp_path / "policy", no_dist=True)
-    index = index_of(tmp_path / "policy")
-    index.storage_meta.checkpoint_id = None
-    (tmp_path / "policy" / ".metadata").write_bytes(pickle.dumps(index))
     torch.save({"scheduler": {"num_steps": 1}}, tmp_path / "policy" / "common.pt")
     return tmp_path / "policy"
 
