@@ -4,10 +4,13 @@ After each update the server's log-probabilities are compared with the pushed mo
 success on a CPU and then computes from a mixture of old and new weights.
 """
 
+import re
 import socket
 import subprocess
+import time
+import urllib.request
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +42,7 @@ from tests.servers.updating import (
     receiving,
     shared_by_us,
 )
-from tests.servers.vllm_process import new_model, run_vllm
+from tests.servers.vllm_process import CONTEXT, new_model, run_vllm
 from tests.support.rollout import make_config
 
 VOCABULARY = 127
@@ -70,6 +73,12 @@ class Served:
         given: dict[str, Any] = {"max_new_tokens": NUM_NEW_TOKENS, "temperature": 1.0, "seed": 0, **values}
         request = GenerationRequest(prompt_ids=tuple(prompt), num_completions=1, **given)
         return self.background.wait(self.client.generate(request, 0, SECONDS))
+
+    def counted(self, name: str) -> float:
+        """One of the server's own numbers, which it renews with every token."""
+        with urllib.request.urlopen(f"{self.server.url}/metrics", timeout=SECONDS) as answer:
+            (value,) = re.findall(rf"^vllm:{name}{{.*}} (\S+)$", answer.read().decode(), re.MULTILINE)
+        return float(value)
 
     def assert_serves(self, model: Path, version: int, temperatures: Sequence[float] = (1.0,) * len(PROMPTS)) -> None:
         """The tolerance is the one that `test_environment` derives; this model's sums have as many terms."""
@@ -158,21 +167,31 @@ def test_an_update_replaces_every_weight(served: Served, transport: str, tmp_pat
 
 
 def test_what_runs_when_an_update_begins_is_broken_off(served: Served) -> None:
-    """And what comes meanwhile waits for its end, so that no completion is by two versions."""
+    """And what comes meanwhile waits for its end, so that no completion is by two versions.
+
+    The update begins when the server has all requests and has written tokens of some, thousands before the last.
+    """
     updates = served.client.updates
     before = served.ask([3]).spans[0].version
-    with ThreadPoolExecutor(max_workers=65) as threads:  # the server runs sixteen at once, which end one by one
-        asked = [threads.submit(served.ask, [3, i], max_new_tokens=20 + 3 * i) for i in range(64)]
-        wait(asked, return_when=FIRST_COMPLETED)
+    written = served.counted("generation_tokens_total") + NUM_NEW_TOKENS  # these may not have been counted yet
+    with ThreadPoolExecutor(max_workers=21) as threads:  # the server runs sixteen at once
+        asked = [threads.submit(served.ask, [3, i], max_new_tokens=CONTEXT - 2) for i in range(20)]
+        while (
+            served.counted("num_requests_running") + served.counted("num_requests_waiting") < len(asked)
+            or served.counted("generation_tokens_total") <= written
+        ):
+            time.sleep(0.05)
         updates.begin_update()
         late = threads.submit(served.ask, [4])
         updates.end_update(90)
         assert late.result().spans == (VersionSpan(90, 0, NUM_NEW_TOKENS),)
     found = [future.result() for future in asked]
-    broken_off = [completion for completion in found if completion.finish_reason == "abort"]
-    assert any(completion.token_ids for completion in broken_off)
-    assert {span.version for completion in broken_off for span in completion.spans} == {before}
-    assert all(len(completion.spans) == 1 for completion in found if completion.token_ids)
+    assert {completion.finish_reason for completion in found} == {"abort"}
+    begun = [completion for completion in found if completion.token_ids]
+    assert begun
+    assert [completion.spans for completion in begun] == [
+        (VersionSpan(before, 0, len(completion.token_ids)),) for completion in begun
+    ]
 
 
 def test_weights_that_do_not_fit_are_refused(served: Served, tmp_path: Path) -> None:

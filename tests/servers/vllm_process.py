@@ -13,6 +13,7 @@ from tests.servers.process import READY_SECONDS, Server, wait_until_ready
 from tests.support.models import make_model
 
 FAMILY = "qwen3"  # vLLM's attention on a CPU wants heads of 32 dimensions or more
+CONTEXT = 4096  # completions that run for many seconds
 FLAGS: dict[str, bool | int | float | str] = {"enforce-eager": True, "max-num-seqs": 16}
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -58,5 +59,5 @@ def start_vllm(python: Path, model: Path, folder: Path, **values: object) -> Ite
 
 def new_model(folder: Path, *, seed: int, tied: bool) -> dict[str, tuple[int, ...]]:
     """Writes a model; the shapes of the weights that an update sends."""
-    make_model(folder, FAMILY, tied=tied, seed=seed)
+    make_model(folder, FAMILY, tied=tied, seed=seed, max_position_embeddings=CONTEXT)
     return hf_shapes(read_shape(folder))

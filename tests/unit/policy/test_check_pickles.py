@@ -1,5 +1,6 @@
 """Pickles of a `torch_dist` folder: what a checkpoint is made of passes, everything else is refused and never runs."""
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ class Harm:
         self.path = path
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        return (Path.touch, (self.path,))
+        return (os.mkdir, (self.path,))
 
 
 @pytest.fixture
