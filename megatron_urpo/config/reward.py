@@ -39,7 +39,7 @@ class CodeConfig(Section):
     workers: PositiveInt = Field(2, description="programs at a time")
     reward: Literal["all", "fraction"] = Field("all", description="1 where all tests pass, or the fraction that does")
     timeout_seconds: Positive = Field(6.0, description="CPU time of a run: one stdin case, or all calls")
-    memory_mib: PositiveInt = Field(512, description="address space of a process")
+    memory_mib: PositiveInt = Field(512, description="address space of a process, memory of all of a program together")
     processes: PositiveInt = Field(8, description="of a program, threads included")
     file_mib: PositiveInt = Field(16, description="a file; all files together: four times that")
     output_kib: PositiveInt = Field(1024, description="printed or returned, of a run")

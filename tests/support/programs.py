@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_urpo.reward.verifiable.code.pool import probe_isolation
-from megatron_urpo.reward.verifiable.code.sandbox import Limits, SandboxUnavailable
+from megatron_urpo.reward.verifiable.code.sandbox import Ending, Limits, Sandbox, SandboxUnavailable
 
 
 def has_namespaces() -> bool:
@@ -21,10 +21,19 @@ def has_namespaces() -> bool:
 needs_namespaces = pytest.mark.skipif(not has_namespaces(), reason="this host forbids user namespaces")
 
 SMALL = Limits(seconds=3.0, cpu_seconds=1.0, memory_mib=128, processes=6, file_mib=2, output_bytes=1 << 20)
+SECONDS_TO_SPARE = 25  # above the deadline, for a busy machine; a hang would be seen against it
 
 
 def block(program: str) -> str:
     return f"Here it is:\n```python\n{program}\n```\nDone."
+
+
+def run(sandbox: Sandbox, program: str, given: str = "") -> tuple[Ending, str]:
+    """(how it ended, what it printed) at limits that are SMALL."""
+    start = time.monotonic()
+    ending, output, _ = sandbox.run(program, given, SMALL)
+    assert time.monotonic() - start < SMALL.seconds + SECONDS_TO_SPARE
+    return ending, output.decode()
 
 
 def descendants(pid: int) -> set[int]:

@@ -38,7 +38,7 @@ class SandboxUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one program: wall-clock and CPU seconds, address space of each process, processes, size of a file."""
+    """Of one program: wall-clock and CPU seconds, memory of a process and of all, processes, size of a file."""
 
     seconds: float
     cpu_seconds: float

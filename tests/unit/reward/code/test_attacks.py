@@ -1,142 +1,19 @@
 # ruff: noqa: E501 (programs and hostile texts read better on their own lines)
-"""Attacks, each by a real program in a real sandbox, which must then serve the next program as if nothing had been.
-
-The limits are small, so that an attack that worked would be seen and would not hurt: the limit on processes does not bind
-the host's root, for one, and a fork bomb would be the worst way to find out.
-"""
+"""What a program may reach, tried by real programs in a real sandbox, which must then serve the next one."""
 
 import os
 import socket
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from megatron_urpo.reward.verifiable.code.sandbox import Ending, Sandbox
-from tests.support.programs import SMALL, descendants, needs_namespaces, wait_until
+from megatron_urpo.reward.verifiable.code.sandbox import Sandbox
+from tests.support.programs import SMALL, descendants, needs_namespaces, run, wait_until
 
 pytestmark = needs_namespaces
 
-SECONDS_TO_SPARE = 25  # above the deadline, for a busy machine; a hang would be seen against it
 
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Sandbox]:
-    made = Sandbox("namespaces")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def sandbox(shared: Sandbox) -> Iterator[Sandbox]:
-    """After the attack the sandbox is alive, empty and works."""
-    yield shared
-    assert shared.alive
-    assert len(descendants(shared.pid)) == 1, "more than the fork server is left"
-    ending, output, _ = shared.run("import os; print(os.listdir('/tmp'), input())", "next", SMALL)
-    assert (ending.status, output) == (0, b"[] next\n")
-
-
-def run(sandbox: Sandbox, program: str, given: str = "") -> tuple[Ending, str]:
-    start = time.monotonic()
-    ending, output, _ = sandbox.run(program, given, SMALL)
-    assert time.monotonic() - start < SMALL.seconds + SECONDS_TO_SPARE
-    return ending, output.decode()
-
-
-def test_the_number_of_processes_is_bounded_and_a_fork_bomb_dies(sandbox: Sandbox) -> None:
-    count = """if True:
-        import os, time
-        n = 0
-        try:
-            while n < 40:
-                if os.fork() == 0:
-                    time.sleep(60)
-                n += 1
-        except OSError:
-            pass
-        print(n, flush=True)
-    """
-    ending, output = run(sandbox, count)
-    assert ending.status == 0
-    assert int(output) == SMALL.processes - 1
-    ending, _ = run(sandbox, "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass")
-    assert ending.late or ending.status < 0
-
-
-def test_threads_count_as_processes(sandbox: Sandbox) -> None:
-    program = """if True:
-        import threading, time
-        n = 0
-        try:
-            while n < 40:
-                threading.Thread(target=time.sleep, args=(60,), daemon=True).start(); n += 1
-        except RuntimeError:
-            print(n)
-    """
-    assert int(run(sandbox, program)[1]) == SMALL.processes - 1
-
-
-def test_memory_bomb(sandbox: Sandbox) -> None:
-    ending, output = run(sandbox, "try: x = bytearray(200 << 20)\nexcept MemoryError: print('bounded')")
-    assert (ending.status, output) == (0, "bounded\n")
-    assert run(sandbox, "x = []\nwhile True: x.append(bytearray(1 << 20))")[0].status == 1
-    mapped = "import mmap\ntry: mmap.mmap(-1, 200 << 20)\nexcept (MemoryError, OSError): print('bounded')"
-    assert run(sandbox, mapped)[1] == "bounded\n"
-
-
-def test_files_are_bounded_one_by_one_and_together(sandbox: Sandbox) -> None:
-    program = """if True:
-        import os, signal
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        total = 0
-        for n in range(30):
-            try:
-                with open(f'/tmp/{n}', 'wb', buffering=0) as file:
-                    while True:
-                        total += file.write(bytes(1 << 20))
-            except OSError as error:
-                pass
-        print(total >> 20, flush=True)
-    """
-    assert 2 <= int(run(sandbox, program)[1]) <= SMALL.file_mib * 4
-
-
-def test_ten_gigabytes_of_output(sandbox: Sandbox) -> None:
-    start = time.monotonic()
-    program = "import os\nblock = bytes(1 << 20)\nfor _ in range(10 << 10): os.write(1, block)"
-    ending, output, too_much = sandbox.run(program, "", SMALL)
-    assert too_much
-    assert ending.late
-    assert len(output) == SMALL.output_bytes
-    assert time.monotonic() - start < SECONDS_TO_SPARE
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        "while True: pass",
-        "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
-        "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (1000, 1000))\nwhile True: pass",
-    ],
-    ids=["loop", "ignores the signal", "raises the limit"],
-)
-def test_endless_loop(sandbox: Sandbox, program: str) -> None:
-    ending, _ = run(sandbox, program)
-    assert ending.status != 0
-    assert ending.cpu_seconds < SMALL.cpu_seconds + 1.5
-
-
-def test_sleep_is_ended_by_the_wall_clock(sandbox: Sandbox) -> None:
-    ending, output = run(sandbox, "import time, signal\nfor n in range(1, 32):\n    "
-                         "try: signal.signal(n, signal.SIG_IGN)\n    except OSError: pass\ntime.sleep(1000)\nprint(1)")  # fmt: skip
-    assert ending.late
-    assert ending.status == -9
-    assert output == ""
-
-
-def test_the_environment_is_not_inherited(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
     fresh = Sandbox("namespaces")  # started while the secret stands in this process's environment
     try:
@@ -248,7 +125,9 @@ def test_neither_parent_nor_trainer_can_be_killed_or_traced(sandbox: Sandbox) ->
             for number in (9, 15, 19, 2):
                 try: os.kill(pid, number); done.append(('signal', pid, number))
                 except OSError: pass
-            try: resource.prlimit(pid, resource.RLIMIT_CPU, (0, 0)); done.append(('prlimit', pid))
+            try:
+                if pid != 1 or {os.geteuid() == 0}:  # else it is the same user, and the sandbox is lost: see test_one_user.py
+                    resource.prlimit(pid, resource.RLIMIT_CPU, (0, 0)); done.append(('prlimit', pid))
             except OSError: pass
             if libc.ptrace(16, pid, 0, 0) == 0: done.append(('ptrace', pid))
         print(done)

@@ -33,6 +33,10 @@ def enter_namespaces() -> bool:
 
     True where programs get a user of their own beside that of process 1.
     """
+    if sys.base_prefix.startswith("/tmp/"):
+        raise OSError(
+            f"Python is installed in {sys.base_prefix}, and programs get a /tmp of their own; install it elsewhere"
+        )
     has_two_users = _unshare_mapped(os.geteuid() == 0)
     child = os.fork()  # the process namespace begins with the next process
     if child:

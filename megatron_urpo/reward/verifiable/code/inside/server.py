@@ -2,7 +2,8 @@
 
 Run by path, with an empty environment: `server.py LEVEL`. Descriptor 0 is a socket to the trainer. One request a
 message, JSON with three descriptors (the job, the program's input, its output); one answer each. While a program runs,
-the message `kill` or the end of the socket ends it. Whatever a program left running is killed before the answer.
+the message `kill` or the end of the socket ends it. So does memory: RLIMIT_AS bounds one process, this server's looks
+bound all together. Whatever a program left running is killed before the answer.
 
     out  {"ready": level} or {"failed": reason}, once
     in   {"seconds", "cpu_seconds", "memory_mib", "processes", "file_mib"}
@@ -29,11 +30,12 @@ from typing import Any, NoReturn
 if __name__ == "__main__":
     # -I leaves this file's place off the path; nothing of the package is needed once these are loaded.
     sys.path.append(sys.argv[2])
-from megatron_urpo.reward.verifiable.code.inside import isolation, program
+from megatron_urpo.reward.verifiable.code.inside import isolation, processes, program
 
 _NAMESPACES = "namespaces"
 _OPEN_FILES = 64
 _NOBODY = 65534
+_LOOK_SECONDS, _LOOK_SHARE = 0.02, 20.0  # between looks at memory: at least, and as a multiple of what one takes
 
 
 class Server:
@@ -65,22 +67,31 @@ class Server:
             self._become_program(limits, descriptors, folder)
         for descriptor in descriptors:
             os.close(descriptor)
-        late = not self._wait(child, deadline)
+        late = not self._wait(child, deadline, limits["memory_mib"] << 20)
         os.kill(child, signal.SIGKILL)  # it may have gone, but nobody has taken its status yet
         _, status, usage = os.wait4(child, 0)
         self._kill_all()
         code = os.waitstatus_to_exitcode(status)
         return {"status": code, "late": late, "cpu": usage.ru_utime + usage.ru_stime}
 
-    def _wait(self, child: int, deadline: float) -> bool:
-        """Until the child ends; False where it did not in time, or was not to."""
+    def _wait(self, child: int, deadline: float, memory: int) -> bool:
+        """Until the child ends or all that it started hold too much; False where it was late, or was not to go on."""
         ended = os.pidfd_open(child)
+        pause = _LOOK_SECONDS
         try:
             poll = select.poll()
             poll.register(ended, select.POLLIN)
             poll.register(self._socket, select.POLLIN)
-            ready = {descriptor for descriptor, _ in poll.poll(max(0.0, deadline - time.monotonic()) * 1000)}
-            return ended in ready
+            while True:
+                left = max(0.0, deadline - time.monotonic())
+                ready = {descriptor for descriptor, _ in poll.poll(min(pause, left) * 1000)}
+                start = time.monotonic()
+                if ready or start >= deadline:
+                    return ended in ready
+                if processes.hold_more(processes.descendants(), memory):
+                    return True
+                # Where namespaces do not hide the host's other processes, a look at all of them may take its time.
+                pause = max(_LOOK_SECONDS, _LOOK_SHARE * (time.monotonic() - start))
         finally:
             os.close(ended)
 
@@ -90,7 +101,7 @@ class Server:
             if self._level == _NAMESPACES:
                 _kill(-1)
             else:
-                for pid in _children():
+                for pid in processes.children():
                     _kill(pid)
             try:
                 os.wait()
@@ -132,16 +143,16 @@ class Server:
 
     def _limit(self, limits: dict[str, Any], folder: str) -> None:
         seconds = math.ceil(limits["cpu_seconds"])
-        processes = limits["processes"]
+        number = limits["processes"]
         user = None
         if self._own_user:
             user = isolation.PROGRAM_ID if self._level == _NAMESPACES else _NOBODY
             if folder:
                 os.chown(folder, user, user)
         else:
-            processes += 1  # this server is of the same user
+            number += 2 if self._level == _NAMESPACES else 1  # server and, of namespaces, who made them: the same user
         if self._level != _NAMESPACES:
-            processes += _processes_of(os.getuid() if user is None else user)
+            number += processes.count_of(os.getuid() if user is None else user)
         isolation.drop_privileges(user)
         isolation.allow_ptrace()
         for which, soft, hard in (
@@ -152,7 +163,7 @@ class Server:
             (resource.RLIMIT_CORE, 0, 0),
             (resource.RLIMIT_MEMLOCK, 0, 0),
             (resource.RLIMIT_MSGQUEUE, 0, 0),
-            (resource.RLIMIT_NPROC, processes, processes),
+            (resource.RLIMIT_NPROC, number, number),
         ):
             highest = resource.getrlimit(which)[1]
             if highest != resource.RLIM_INFINITY:
@@ -180,31 +191,6 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
-
-
-def _status_fields(pid: str) -> tuple[int, int] | None:
-    """(parent, user) of a process; None where it has gone."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            parent = int(file.read().rpartition(b")")[2].split()[1])
-        return parent, os.stat(f"/proc/{pid}").st_uid
-    except OSError:
-        return None
-
-
-def _children() -> list[int]:
-    own = os.getpid()
-    return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and (_status_fields(pid) or (0, 0))[0] == own]
-
-
-def _processes_of(user: int) -> int:
-    """Processes and threads of a user, which is what the limit on processes counts."""
-    count = 0
-    for pid in os.listdir("/proc"):
-        fields = _status_fields(pid) if pid.isdigit() else None
-        if fields is not None and fields[1] == user:
-            count += len(os.listdir(f"/proc/{pid}/task"))
-    return count
 
 
 def main(level: str) -> None:
