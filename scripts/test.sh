@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up the environment and runs the tests; arguments go to pytest, e.g. `bash scripts/test.sh tests/unit -k tau`.
 # Without an SGLang environment or a SLURM the tests of them are skipped; with REQUIRE_SGLANG=1, REQUIRE_SLURM=1 that fails.
-# Where there are two cores, two workers run them (pytest-xdist); `-n 0` is one process, for a debugger or to compare times.
+# Where there are two cores, two workers of pytest-xdist run them, in the order of tests/conftest.py; `-n 0` is one process.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/chromium.sh"
@@ -16,7 +16,6 @@ fi
 
 # Hundreds of runs within one process keep sockets; a login shell often allows 1024 files although it could have more.
 ulimit -S -n 65536 2>/dev/null || ulimit -S -n "$(ulimit -H -n)"
-workers=0
+workers=0 # of one thread each, since two that have two would wait for each other
 [ "$(nproc)" -lt 2 ] || workers=2
-# In the order of folders the files that take longest come first, and the many short ones of tests/unit fill up the end.
 OMP_NUM_THREADS=1 exec python -m pytest -n "$workers" --no-loadscope-reorder "$@"

@@ -1,4 +1,4 @@
-"""Settings that every test shares, and what workers of pytest-xdist have in common."""
+"""Settings that every test shares, and how workers of pytest-xdist share the tests."""
 
 import fcntl
 import os
@@ -13,12 +13,29 @@ from tests.support.miniature import Miniature, make_miniature
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 
+TOGETHER = ("tests/cluster/", "tests/servers/")
+"""Folders whose files share a SLURM with fixed names, or servers that take long to start: for one worker each."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first; the many short files of tests/unit fill up the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(TOGETHER))
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    from tests.support.workers import Launches
+    """One worker runs all tests of a file, which share launches, or of a folder of TOGETHER.
 
-    return Launches(config, log)
+    Not `--dist loadgroup`, whose groups pytest-xdist 3.8.0 loses with pytest 9.2 (pytest-dev/pytest-xdist#1386).
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file.rpartition("/")[0] if file.startswith(TOGETHER) else file
+
+    return Scheduler(config, log)
 
 
 @pytest.fixture(scope="session")
