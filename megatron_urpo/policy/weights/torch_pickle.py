@@ -9,7 +9,7 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from megatron_urpo.policy.weights.rows import ITEM_BYTES
@@ -44,7 +44,7 @@ class Index:
     offset: tuple[int, ...] | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(fqn=state["fqn"], offset=state["offset"])
+        self.__dict__.update(fqn=state["fqn"], offset=state.get("offset"))
 
 
 def _value(value: Any) -> Any:
@@ -65,7 +65,7 @@ _NAMES: dict[tuple[str, str], Any] = {
     (f"{CHECKPOINT}.planner", "WriteItemType"): _value,
     ("torch.serialization", "_get_layout"): _value,
     ("torch", "Size"): tuple,
-    ("pathlib", "PosixPath"): str,
+    ("pathlib", "PosixPath"): PurePosixPath,
     ("collections", "OrderedDict"): OrderedDict,
     **{("torch", dtype): dtype for dtype in (*ITEM_BYTES, "int64", "int32", "uint8", "bool")},
 }  # fmt: skip
@@ -142,9 +142,9 @@ def _opcodes(value: Any) -> Iterator[bytes]:
             yield from _opcodes(pair[1])
         yield pickle.SETITEMS
     elif isinstance(value, list | tuple):
-        yield pickle.MARK
+        yield pickle.EMPTY_LIST + pickle.MARK if isinstance(value, list) else pickle.MARK
         for item in value:
             yield from _opcodes(item)
-        yield pickle.LIST if isinstance(value, list) else pickle.TUPLE
+        yield pickle.APPENDS if isinstance(value, list) else pickle.TUPLE
     else:
         yield pickle.dumps(value, 2)[2:-1]  # without the mark of the protocol and the stop
