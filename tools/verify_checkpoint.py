@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from megatron_urpo.cli.errors import user_errors
+from megatron_urpo.user_errors import user_errors
 
 PATH = click.Path(path_type=Path)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 
 from megatron_urpo.cli.arguments import CONFIG, OVERRIDES
-from megatron_urpo.cli.errors import user_errors
 from megatron_urpo.config import load_section
 from megatron_urpo.config.pack import PackConfig
+from megatron_urpo.user_errors import user_errors
 
 
 @click.command()

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from megatron_urpo.cli.errors import user_errors
 from megatron_urpo.config import Config, SftConfig, reference
 from megatron_urpo.config.pack import FilterConfig, PackConfig, SourceConfig
+from megatron_urpo.user_errors import user_errors
 
 
 @click.command()

@@ -13,8 +13,8 @@ import click
 from rich.markup import escape
 
 from megatron_urpo.cli.arguments import CONFIG, OVERRIDES
-from megatron_urpo.cli.errors import user_errors
 from megatron_urpo.config import load_config
+from megatron_urpo.user_errors import user_errors
 
 if TYPE_CHECKING:
     from megatron_urpo.doctor import Check

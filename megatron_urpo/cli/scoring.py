@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from megatron_urpo.cli.arguments import OVERRIDES
-from megatron_urpo.cli.errors import user_errors
 from megatron_urpo.config import ScoreConfig, override_defaults
+from megatron_urpo.user_errors import user_errors
 
 
 @click.command()

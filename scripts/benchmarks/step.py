@@ -18,7 +18,6 @@ import shutil
 import subprocess
 import sys
 import time
-import venv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +25,9 @@ from statistics import median
 
 import psutil
 from peers import workload
+from peers.environments import CACHE, PEERS, python_of
 
 ROOT = Path(__file__).parent.parent.parent
-CACHE = ROOT / ".cache" / "benchmarks"
-PEERS = Path(__file__).parent / "peers"
-REQUIREMENTS = PEERS / "trl.txt"
 OURS, TRL = "megatron-urpo", "TRL 1.16"
 PARTS = ("rollout", "old log-probs", "update", "weight sync", "rest")
 
@@ -122,7 +119,7 @@ def run_ours(folder: Path, threads: int) -> list[Step]:
 
 def run_trl(folder: Path, num_steps: int, threads: int) -> list[Step]:
     """TRL reuses the pass of its loss for the old log-probabilities, and generates with the weights that it trains."""
-    command = [str(trl_python()), str(PEERS / "trl_step.py"), str(folder), str(num_steps), str(threads)]
+    command = [str(python_of("trl")), str(PEERS / "trl_step.py"), str(folder), str(num_steps), str(threads)]
     laps, lines = follow(command, '{"total"', folder, threads)
     steps = []
     for (wall, processor, others), line in zip(laps, lines[1:], strict=True):
@@ -136,18 +133,6 @@ def run_trl(folder: Path, num_steps: int, threads: int) -> list[Step]:
 def _check_length(name: str, *lengths: float) -> None:
     if any(length != workload.NUM_NEW_TOKENS for length in lengths):
         sys.exit(f"{name} wrote answers of {lengths} tokens, not {workload.NUM_NEW_TOKENS}: not the same work")
-
-
-def trl_python() -> Path:
-    """Makes TRL's environment where it is missing or was made from other requirements."""
-    folder = CACHE / "trl"
-    python, mark = folder / "bin" / "python", folder / "requirements.txt"
-    if not mark.is_file() or mark.read_text() != REQUIREMENTS.read_text():
-        print(f"Preparing {folder}; this takes a few minutes the first time", flush=True)
-        venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--requirement", REQUIREMENTS], check=True)
-        mark.write_text(REQUIREMENTS.read_text())
-    return python
 
 
 def table(steps: dict[str, list[Step]]) -> None:
@@ -173,7 +158,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.rounds < 1 or arguments.steps < 2:
         parser.error("--rounds must be at least 1 and --steps at least 2, since the first step of a run is left out")
-    trl_python()
+    python_of("trl")
     folder = CACHE / "step"
     folder.mkdir(parents=True, exist_ok=True)
     parameters = workload.build(folder, arguments.steps)

@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from megatron_urpo.cli.errors import user_errors
 from megatron_urpo.config import ConfigError
 from megatron_urpo.config.launch import LaunchConfig
 from megatron_urpo.config.model import ParallelConfig
 from megatron_urpo.inference.ports import free_ports
 from megatron_urpo.policy.parallel import Parallel, joined_ranks
+from megatron_urpo.user_errors import user_errors
 from tests.distributed.launch import write_result
 
 ABORT_AFTER = 6.0

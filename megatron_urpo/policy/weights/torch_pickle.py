@@ -158,9 +158,9 @@ def _opcodes(value: Any) -> Iterator[bytes]:
             yield from _opcodes(pair[1])
         yield pickle.SETITEMS
     elif isinstance(value, list | tuple):
-        yield pickle.MARK
+        yield pickle.EMPTY_LIST + pickle.MARK if isinstance(value, list) else pickle.MARK
         for item in value:
             yield from _opcodes(item)
-        yield pickle.LIST if isinstance(value, list) else pickle.TUPLE
+        yield pickle.APPENDS if isinstance(value, list) else pickle.TUPLE
     else:
         yield pickle.dumps(value, 2)[2:-1]  # without the mark of the protocol and the stop

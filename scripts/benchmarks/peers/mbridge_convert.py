@@ -1,8 +1,8 @@
-"""mbridge between a Hugging Face folder and a Megatron module: python mbridge_convert.py HF OUT prints JSON of seconds.
+"""mbridge between a Hugging Face folder and a Megatron module:  python mbridge_convert.py HF OUT
 
 There: HF into a module in memory, which is all that mbridge does in that direction; nothing is written. Back: the
-module to the Hugging Face folder OUT, its bytes on disk. Runs in an environment of its own, where nothing of this
-project is installed.
+module to the Hugging Face folder OUT, its bytes on disk. Prints the seconds as JSON. Runs in mbridge's own environment,
+where nothing of this project is installed.
 
 mbridge asks for Transformer Engine and a GPU. Here the module has megatron-core's own layers, whose norms have names
 that mbridge's table gets beside its own, and it is built without `get_model`, which moves it to a GPU. Weights are not
