@@ -25,10 +25,10 @@ ATTACKS = """if True:
     sys.path.insert(0, '')
     from megatron_urpo.reward.verifiable.code.sandbox import Limits, Sandbox
     sandbox = Sandbox("namespaces")
-    small = Limits(seconds=3.0, cpu_seconds=1.0, memory_mib=128, processes=6, file_mib=2, output_bytes=1 << 20)
+    small = Limits(seconds=30.0, cpu_seconds=1.0, memory_mib=128, processes=6, file_mib=2, output_bytes=1 << 20)
     for attack in json.loads(sys.stdin.read()):
         ending, output, _ = sandbox.run(attack, "", small)
-        print(json.dumps([ending.status, output.decode()]))
+        print(json.dumps([ending.status, ending.late, output.decode()]))
     sandbox.close()
 """
 
@@ -72,7 +72,8 @@ def test_attacks_on_a_trainer_that_runs_as_an_ordinary_user() -> None:
         input=json.dumps(attacks), capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert answers == [[0, "5\n"], [-9, ""], [0, "[-1, -1, -1, -1]\n"], [0, "[]\n"]], done.stderr
+    outputs = ["5\n", "", "[-1, -1, -1, -1]\n", "[]\n"]
+    assert answers == [[-9 * (not output), False, output] for output in outputs], done.stderr
 
 
 ONE_USER = """if True:

@@ -1,6 +1,8 @@
-"""The weakest level: limits, no inheritance, nothing left behind."""
+"""The weakest level: limits, no inheritance, nothing left behind. And a host where there is no other."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,3 +80,17 @@ def test_under_root_programs_are_another_user_whose_processes_are_counted(sandbo
     user, count = sandbox.run(program, "", SMALL)[1].split()
     assert int(user) != 0
     assert int(count) < 40
+
+
+def test_python_below_tmp_is_refused_with_the_reason() -> None:
+    root = str(Path(__file__).parents[4])
+    program = f"""if True:
+        import sys
+        sys.path.append({root!r})
+        from megatron_urpo.reward.verifiable.code.inside import isolation
+        sys.base_prefix = '/tmp/python'
+        isolation.enter_namespaces()
+    """
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True)
+    assert "installed in /tmp/python" in done.stderr
+    assert "install it elsewhere" in done.stderr

@@ -35,7 +35,7 @@ from megatron_urpo.reward.verifiable.code.inside import isolation, processes, pr
 _NAMESPACES = "namespaces"
 _OPEN_FILES = 64
 _NOBODY = 65534
-_LOOK_SECONDS, _LOOK_SHARE = 0.02, 20.0  # between looks at memory: at least, and as a multiple of what one takes
+_LOOK_SECONDS, _LOOK_FACTOR = 0.02, 10.0  # between looks at memory: at least, and as a multiple of what one costs
 
 
 class Server:
@@ -85,13 +85,13 @@ class Server:
             while True:
                 left = max(0.0, deadline - time.monotonic())
                 ready = {descriptor for descriptor, _ in poll.poll(min(pause, left) * 1000)}
-                start = time.monotonic()
-                if ready or start >= deadline:
+                if ready or time.monotonic() >= deadline:
                     return ended in ready
+                start = time.process_time()
                 if processes.hold_more(processes.descendants(), memory):
                     return True
-                # Where namespaces do not hide the host's other processes, a look at all of them may take its time.
-                pause = max(_LOOK_SECONDS, _LOOK_SHARE * (time.monotonic() - start))
+                # Where no namespace hides the host's other processes, a look at all of them may take its time.
+                pause = max(_LOOK_SECONDS, _LOOK_FACTOR * (time.process_time() - start))
         finally:
             os.close(ended)
 
