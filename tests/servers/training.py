@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from tests.servers.process import CPU_ENVIRONMENT, CPU_FLAGS
+from tests.servers.process import CPU_ENVIRONMENT, CPU_FLAGS, READY_SECONDS
 from tests.support.miniature import ROOT, Miniature
 
 SGLANG_PROGRAM, VLLM_PROGRAM = "sglang.launch_server", "vllm.entrypoints.openai.api_server"
@@ -96,8 +96,8 @@ def servers_of(run: psutil.Popen) -> list[psutil.Process]:
     return sorted(firsts, key=lambda process: process.create_time())
 
 
-def wait_until(condition: Callable[[], bool], run: psutil.Popen, log: Path, seconds: float = 200) -> None:
-    """Fails where the run ends, or the time does, before `condition` holds."""
+def wait_until(condition: Callable[[], bool], run: psutil.Popen, log: Path, seconds: float = READY_SECONDS) -> None:
+    """Fails where the run ends, or the time does, before `condition` holds; the run may have servers to start first."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert run.poll() is None, f"the run ended with {run.returncode}:\n{log.read_text()[-3000:]}"
