@@ -135,9 +135,9 @@ def measure(size: str, rounds: int, place: Path | None) -> None:
     print("| | seconds | times the copy | processor seconds | peak MiB |\n|---|---:|---:|---:|---:|")
     for step in found[0]:
         of = {what: [getattr(taken[step], what) for taken in found] for what in ("seconds", "processor", "peak_mib")}
-        way = step.split()[-1]
-        copies = [taken[f"copy {way}"].seconds for taken in found] if way in ("there", "back") else []
-        ratios = [seconds / copy for seconds, copy in zip(of["seconds"], copies, strict=False)]
+        ratios = [
+            taken[step].seconds / copy.seconds for taken in found if (copy := taken.get(f"copy {step.split()[-1]}"))
+        ]
         cells = [spread(of["seconds"]), spread(ratios), spread(of["processor"]), f"{max(of['peak_mib']):.0f}"]
         print(f"| {step} | {' | '.join(cells)} |")
     for way in ("there", "back"):

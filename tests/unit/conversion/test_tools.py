@@ -63,6 +63,25 @@ def test_there_and_back_and_equal(folders: Folders) -> None:
     assert (code, out.split(":")[0]) == (0, "equal")
 
 
+WITHOUT_TORCH = """\
+import sys
+from pathlib import Path
+from megatron_urpo.user_errors import user_errors
+with user_errors():
+    from megatron_urpo.conversion.convert import hf_to_megatron, megatron_to_hf
+    hf_to_megatron(Path(sys.argv[1]), Path(sys.argv[2]))
+    megatron_to_hf(Path(sys.argv[2]), Path(sys.argv[3]))
+sys.exit(f"imported: {found}" if (found := {"torch", "transformers", "megatron"} & sys.modules.keys()) else 0)
+"""
+
+
+def test_bytes_are_moved_without_torch(folders: Folders) -> None:
+    """Importing it takes longer than converting a small model."""
+    targets = [str(folders.root / "quick" / name) for name in ("megatron", "hf")]
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, str(folders.hf), *targets], cwd=ROOT, stderr=-1)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_a_changed_value_is_exit_code_1_with_its_name(folders: Folders) -> None:
     changed = folders.copy(folders.megatron, "changed")
     part = next((changed / "weights").glob("*.distcp"))
