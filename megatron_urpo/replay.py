@@ -14,15 +14,15 @@ from typing import Any
 import click
 import torch
 
-from megatron_urpo.checkpoints import check_checkpoint, expected_layout, load_checkpoint
+from megatron_urpo.checkpoints.manifest import kept_checkpoints
+from megatron_urpo.checkpoints.state import check_checkpoint, expected_layout, load_checkpoint
 from megatron_urpo.config import Config, ConfigError, restore_config
-from megatron_urpo.lengths import check_lengths
-from megatron_urpo.manifest import kept_checkpoints
 from megatron_urpo.policy.not_finite import not_finite_samples
 from megatron_urpo.policy.parallel import Parallel, joined_ranks, launched_world_size
 from megatron_urpo.policy.policy import Policy
 from megatron_urpo.policy.update import update
-from megatron_urpo.preflight import check_model
+from megatron_urpo.preflight.inputs import check_model
+from megatron_urpo.preflight.lengths import check_lengths
 from megatron_urpo.reporting.batches import Batches, Origin
 from megatron_urpo.reporting.comparison import listing, pairs, table, verdict
 from megatron_urpo.reporting.report.read import read_metrics

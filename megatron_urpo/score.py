@@ -27,11 +27,11 @@ from megatron_urpo.data.code_tests import parse_tests
 from megatron_urpo.data.errors import DataError
 from megatron_urpo.data.fields import checked_text, shown
 from megatron_urpo.data.rows import parse_answers
+from megatron_urpo.preflight.verifying import check_isolation, check_pattern
 from megatron_urpo.reporting.jsonl import write_rows
 from megatron_urpo.reward.verifiable.outcome import Verified
 from megatron_urpo.reward.verifiable.verifier import RuleVerifier
 from megatron_urpo.types import CodeTests
-from megatron_urpo.verifying import check_isolation, check_pattern
 
 _FIELDS = {"math": ("answer", "tests"), "code": ("tests", "answer")}  # what a task has, what it must not have
 _AT_A_TIME = 64

@@ -14,7 +14,7 @@ from megatron_urpo.policy.packing import TokenSequence
 from megatron_urpo.policy.parallel import joined_ranks
 from megatron_urpo.policy.policy import Policy, build_policy
 from megatron_urpo.policy.supervised import supervised_step
-from megatron_urpo.preflight import check_model
+from megatron_urpo.preflight.inputs import check_model
 from megatron_urpo.protocols import ChatTokenizer
 from megatron_urpo.types import Message
 

@@ -7,21 +7,21 @@ A rollout at step n is written by policy version n, or one older with `rollout.o
 
 import click
 
-from megatron_urpo.checkpoints import Ahead, RunState, load_checkpoint, newest_checkpoint
-from megatron_urpo.collecting import InStep, OneAhead
+from megatron_urpo.checkpoints.run_lock import run_lock
+from megatron_urpo.checkpoints.saving import Saver
+from megatron_urpo.checkpoints.state import Ahead, RunState, load_checkpoint, newest_checkpoint
 from megatron_urpo.config import Config
 from megatron_urpo.data.stream import PromptStream
-from megatron_urpo.health import Health
+from megatron_urpo.loop.collecting import InStep, OneAhead
+from megatron_urpo.loop.health import Health
+from megatron_urpo.loop.rank0 import Rank0, due
+from megatron_urpo.loop.signals import StopRequest
+from megatron_urpo.loop.weights import release_memory, send_weights
 from megatron_urpo.policy.parallel import Parallel, joined_ranks
 from megatron_urpo.policy.policy import Policy, build_policy
 from megatron_urpo.policy.update import update
-from megatron_urpo.preflight import check_inputs
-from megatron_urpo.rank0 import Rank0, due
+from megatron_urpo.preflight.inputs import check_inputs
 from megatron_urpo.rollout.samples import build_samples
-from megatron_urpo.run_lock import run_lock
-from megatron_urpo.saving import Saver
-from megatron_urpo.signals import StopRequest
-from megatron_urpo.weights import release_memory, send_weights
 
 
 def train(config: Config, resolved: str = "") -> int:

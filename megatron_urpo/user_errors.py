@@ -20,9 +20,9 @@ def user_errors() -> Iterator[None]:
     # megatron-core and torch warn, at import and on first use, of choices that this package made knowingly.
     warnings.filterwarnings("ignore", module=r"(megatron|torch)\b")
     from megatron_urpo.data.errors import DataError
-    from megatron_urpo.health import TrainingStopped
+    from megatron_urpo.evaluation.quality import QualityError
+    from megatron_urpo.loop.health import TrainingStopped
     from megatron_urpo.protocols import EngineError, RankLost, RankZeroError, SaveFailed, WeightsLost
-    from megatron_urpo.quality import QualityError
 
     try:
         yield

@@ -60,13 +60,13 @@ FAULTS = (
     Fault("pickles of a checkpoint not checked", "policy/checkpoint.py", "    check_pickles(folder)", "    pass", "loop/test_damaged.py"),
     Fault("pickles may ask for anything", "policy/weights/torch_pickle.py", 'raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of the format")', "return super().find_class(module, name)", "unit/policy/test_check_pickles.py"),
     Fault("objects in parts not checked", "policy/safe_pickle.py", "_check_object(file, place.offset, place.length)", "pass", "unit/policy/test_check_pickles.py"),
-    Fault("a checkpoint's checksums not compared", "checkpoints.py", "check_contents(folder, manifest,", "(folder, manifest,", "loop/test_damaged.py"),
-    Fault("the one before taken for whole", "manifest.py", "check_contents(other, manifest, manifest.files)", "pass", "loop/test_damaged.py"),
-    Fault("a checkpoint of step 0", "saving.py", "state.step == self._saved", "state.step == self._saved > 0", "unit/test_saving.py"),
-    Fault("one checkpoint less than asked for", "saving.py", "[: -checkpoint.keep_last]", "[: len(kept) + 1 - checkpoint.keep_last]", "unit/test_saving.py"),
-    Fault("moments of the optimizer not loaded", "policy/checkpoint.py", 'optimizer.load_state_dict(state["optimizer"])', "optimizer.reload_model_params()", "unit/test_saving.py"),
-    Fault("one count of steps for all parameters", "policy/checkpoint.py", "    _give_each_its_step(policy.optimizer)", "    pass", "unit/test_saving.py"),
-    Fault("schedule starts anew", "policy/checkpoint.py", 'policy.scheduler.load_state_dict(state["scheduler"])', "pass", "unit/test_saving.py"),
+    Fault("a checkpoint's checksums not compared", "checkpoints/state.py", "check_contents(folder, manifest,", "(folder, manifest,", "loop/test_damaged.py"),
+    Fault("the one before taken for whole", "checkpoints/manifest.py", "check_contents(other, manifest, manifest.files)", "pass", "loop/test_damaged.py"),
+    Fault("a checkpoint of step 0", "checkpoints/saving.py", "state.step == self._saved", "state.step == self._saved > 0", "unit/checkpoints/test_saving.py"),
+    Fault("one checkpoint less than asked for", "checkpoints/saving.py", "[: -checkpoint.keep_last]", "[: len(kept) + 1 - checkpoint.keep_last]", "unit/checkpoints/test_saving.py"),
+    Fault("moments of the optimizer not loaded", "policy/checkpoint.py", 'optimizer.load_state_dict(state["optimizer"])', "optimizer.reload_model_params()", "unit/checkpoints/test_saving.py"),
+    Fault("one count of steps for all parameters", "policy/checkpoint.py", "    _give_each_its_step(policy.optimizer)", "    pass", "unit/checkpoints/test_saving.py"),
+    Fault("schedule starts anew", "policy/checkpoint.py", 'policy.scheduler.load_state_dict(state["scheduler"])', "pass", "unit/checkpoints/test_saving.py"),
 )  # fmt: skip
 
 

@@ -41,8 +41,8 @@ def sbatch(
     """
     with user_errors():
         loaded, _ = load_config(config, overrides)
-        from megatron_urpo.job import Request, check_job, render_job
-        from megatron_urpo.slurm import submit
+        from megatron_urpo.cluster.job import Request, check_job, render_job
+        from megatron_urpo.cluster.slurm import submit
 
         request = Request(nodes, partition, account, qos, name)
         dead = check_job(loaded, request, gpu)

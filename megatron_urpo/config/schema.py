@@ -1,7 +1,7 @@
 """Every value a user can set, with its default and the rule it must obey.
 
 The defaults are the recipe for a 7B model. A section is strict: an unknown key is an error. Rules about one value
-stand beside it; rules about several sections stand in `checks.py`; rules about the model's files in `preflight.py`.
+stand beside it; rules about several sections stand in `checks.py`; rules about the model's files in `preflight/`.
 """
 
 from pathlib import Path

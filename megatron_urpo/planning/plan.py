@@ -7,7 +7,6 @@ from typing import Any
 
 from megatron_urpo.config import Config, ConfigError
 from megatron_urpo.config.model import ParallelConfig
-from megatron_urpo.lengths import check_lengths
 from megatron_urpo.planning.batch import PhasePlan, ScoringPrompt, plan_phases, plan_scoring_prompt
 from megatron_urpo.planning.engine import FRACTION_FLAGS, EnginePlan, largest_fraction, plan_engine
 from megatron_urpo.planning.gpus import GIB, MIB, RESERVE, Gpu, find_gpu
@@ -18,6 +17,7 @@ from megatron_urpo.planning.states import DTYPE_BYTES
 from megatron_urpo.policy.experts import check_experts
 from megatron_urpo.policy.hf.shape import ModelShape, check_layout, read_shape
 from megatron_urpo.policy.hf.table import hf_shapes
+from megatron_urpo.preflight.lengths import check_lengths
 
 
 @dataclass(frozen=True)

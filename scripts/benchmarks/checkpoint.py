@@ -24,17 +24,17 @@ from statistics import median
 import torch
 from transformers import Qwen2Config
 
-from megatron_urpo.checkpoints import RunState, load_checkpoint, newest_checkpoint
+from megatron_urpo.checkpoints.saving import Saver
+from megatron_urpo.checkpoints.state import RunState, load_checkpoint, newest_checkpoint
 from megatron_urpo.config import Config
 from megatron_urpo.config.data import DataConfig
 from megatron_urpo.config.model import ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_urpo.config.schema import CheckpointConfig
-from megatron_urpo.health import Health
+from megatron_urpo.loop.health import Health
 from megatron_urpo.policy.packing import TokenSequence
 from megatron_urpo.policy.parallel import joined_ranks
 from megatron_urpo.policy.policy import Policy, build_policy
 from megatron_urpo.policy.supervised import supervised_step
-from megatron_urpo.saving import Saver
 
 BLOCK = bytes(2**24)
 

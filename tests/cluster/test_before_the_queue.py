@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from megatron_urpo.checkpoints.run_lock import NAME, STALE_SECONDS
 from megatron_urpo.cli import main
-from megatron_urpo.run_lock import NAME, STALE_SECONDS
 from tests.cluster.slurm import CONFIG, ON_CPUS, Slurm, until
 from tests.support.models import make_model
 

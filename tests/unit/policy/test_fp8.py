@@ -9,11 +9,11 @@ from megatron.core.enums import Fp8Recipe
 
 from megatron_urpo.config import Config, ConfigError
 from megatron_urpo.config.model import Fp8Config, ModelConfig, ParallelConfig
-from megatron_urpo.lengths import check_lengths
 from megatron_urpo.policy.fp8 import NO_FP8, check_fp8
 from megatron_urpo.policy.hf.shape import ModelShape
 from megatron_urpo.policy.model import transformer_config
-from megatron_urpo.preflight import check_model
+from megatron_urpo.preflight.inputs import check_model
+from megatron_urpo.preflight.lengths import check_lengths
 from tests.support.models import make_model
 
 QWEN_0_5B = ModelShape(

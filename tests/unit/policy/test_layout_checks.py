@@ -10,7 +10,7 @@ from megatron_urpo.config.model import Fp8Config, ModelConfig, ParallelConfig
 from megatron_urpo.conversion.convert import Layout, hf_to_megatron
 from megatron_urpo.policy.experts import check_experts
 from megatron_urpo.policy.hf.shape import check_layout, parse_shape, read_shape
-from megatron_urpo.preflight import check_model
+from megatron_urpo.preflight.inputs import check_model
 from tests.support.models import FAMILIES, make_model
 
 PARTS: dict[str, dict[str, int]] = {

@@ -10,12 +10,12 @@ import pytest
 from megatron_urpo.config.reward import VerifierConfig
 from megatron_urpo.data.table import PromptTable
 from megatron_urpo.metrics import rollout_metrics
+from megatron_urpo.preflight.verifying import check_verifier
 from megatron_urpo.reporting.report.groups import page_group
 from megatron_urpo.reporting.transcripts import write_transcript
 from megatron_urpo.reward.verifiable.verifier import RuleVerifier
 from megatron_urpo.rollout import build_samples, collect
 from megatron_urpo.types import FunctionalTest, Message, ReasoningPrompt, StdinTests
-from megatron_urpo.verifying import check_verifier
 from tests.support.programs import block, needs_namespaces
 from tests.support.rollout import CharacterTokenizer, ScriptedGenerator, make_config
 

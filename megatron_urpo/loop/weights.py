@@ -1,11 +1,11 @@
 """The policy's weights on their way to the engine: into its own process, or to the servers of a fleet, and checked."""
 
-from megatron_urpo.parity import check_server
+from megatron_urpo.loop.parity import check_server
+from megatron_urpo.loop.rank0 import Rank0
 from megatron_urpo.policy.parallel import Parallel
 from megatron_urpo.policy.policy import Policy
 from megatron_urpo.policy.update import measure_mismatch
 from megatron_urpo.protocols import WeightReceiver
-from megatron_urpo.rank0 import Rank0
 from megatron_urpo.weight_sync.push import push_weights
 from megatron_urpo.weight_sync.servers import ServerWeights
 

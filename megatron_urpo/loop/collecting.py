@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from megatron_urpo.checkpoints import Ahead
+from megatron_urpo.checkpoints.state import Ahead
 from megatron_urpo.data.stream import PromptStream
+from megatron_urpo.loop.rank0 import NoRollout, Rank0
+from megatron_urpo.loop.resample import collect_step
+from megatron_urpo.loop.weights import send_weights
 from megatron_urpo.policy.policy import Policy
 from megatron_urpo.protocols import Abandoned
-from megatron_urpo.rank0 import NoRollout, Rank0
-from megatron_urpo.resample import collect_step
 from megatron_urpo.rollout.collect import Rollout
 from megatron_urpo.types import Prompt
-from megatron_urpo.weights import send_weights
 
 
 class InStep:

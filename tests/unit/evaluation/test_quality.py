@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from megatron_urpo.quality import Answer, QualityError, rate_answers
+from megatron_urpo.evaluation.quality import Answer, QualityError, rate_answers
 from megatron_urpo.types import Message
 
 ANSWERS = [Answer((Message("user", "Name 3\nthings"),), text) for text in ("a", "bb\u2028", "")]

@@ -1,7 +1,7 @@
 """What a checkpoint says of itself: `manifest.json`, written last, with the size and checksum of every file.
 
     checkpoints/step_000050/manifest.json     format, step, layout, model, config, files
-                            state.json        prompt stream and health (checkpoints.py)
+                            state.json        prompt stream and health (state.py)
                             groups.json       with `rollout.overlap`: what was collected and not yet trained on
                             policy/           weights, optimizer and schedule in megatron-core's `torch_dist` format
                             random/           the random states of every rank, safetensors

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from megatron_urpo.config import load_config
-from megatron_urpo.preflight import check_inputs
+from megatron_urpo.preflight.inputs import check_inputs
 from tests.support.world import write_chain_model, write_store
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from megatron_urpo.config import Config
-from megatron_urpo.health import TrainingStopped
-from megatron_urpo.parity import check_mismatch, check_server
+from megatron_urpo.loop.health import TrainingStopped
+from megatron_urpo.loop.parity import check_mismatch, check_server
 from tests.support.rollout import make_config
 
 AGREES = {"mismatch/kl": 0.0099, "mismatch/max": 0.4}

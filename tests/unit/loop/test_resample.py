@@ -7,7 +7,7 @@ import pytest
 from megatron_urpo.config.data import Phase
 from megatron_urpo.config.schema import RolloutConfig
 from megatron_urpo.data.stream import PromptStream
-from megatron_urpo.resample import collect_step
+from megatron_urpo.loop.resample import collect_step
 from megatron_urpo.rollout.collect import Rollout, slots
 from megatron_urpo.types import Completion, Group, InstructionPrompt, Message, Prompt, ReasoningPrompt, VersionSpan
 

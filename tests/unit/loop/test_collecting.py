@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
-from megatron_urpo.checkpoints import Ahead
-from megatron_urpo.collecting import InStep, OneAhead
+from megatron_urpo.checkpoints.state import Ahead
 from megatron_urpo.config.data import Phase
 from megatron_urpo.data.stream import PromptStream
+from megatron_urpo.loop.collecting import InStep, OneAhead
+from megatron_urpo.loop.rank0 import NoRollout, Rank0
 from megatron_urpo.policy.policy import Policy
-from megatron_urpo.rank0 import NoRollout, Rank0
 from megatron_urpo.rollout.collect import Rollout
 from megatron_urpo.types import Group, Message, Prompt, ReasoningPrompt
 from tests.support.rollout import make_config

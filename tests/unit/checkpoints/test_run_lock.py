@@ -12,14 +12,14 @@ from typing import Any, cast
 import psutil
 import pytest
 
+from megatron_urpo.checkpoints.run_lock import NAME, STALE_SECONDS, acquire, find_dead_lock, run_lock
 from megatron_urpo.config import ConfigError
 from megatron_urpo.policy.parallel import Parallel
-from megatron_urpo.run_lock import NAME, STALE_SECONDS, acquire, find_dead_lock, run_lock
 
 HOLD = """
 import sys
 from pathlib import Path
-from megatron_urpo.run_lock import acquire
+from megatron_urpo.checkpoints.run_lock import acquire
 acquire(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()

@@ -10,14 +10,14 @@ import torch
 from rich.console import Console
 
 from megatron_urpo.config import Config
-from megatron_urpo.engines import open_engine
-from megatron_urpo.evaluate import evaluate
+from megatron_urpo.evaluation.evaluate import evaluate
 from megatron_urpo.inference.embedded import EmbeddedEngine
 from megatron_urpo.inference.fleet import FleetEngine
+from megatron_urpo.loop.engines import open_engine
+from megatron_urpo.loop.parity import check_mismatch
 from megatron_urpo.metrics import rollout_metrics
-from megatron_urpo.parity import check_mismatch
 from megatron_urpo.policy.parallel import Parallel
-from megatron_urpo.preflight import Inputs
+from megatron_urpo.preflight.inputs import Inputs
 from megatron_urpo.protocols import Abandoned, WeightReceiver, WeightsLost
 from megatron_urpo.reporting import Progress, RunFolder, WandbLog, before_after_table, write_transcript
 from megatron_urpo.reporting.batches import Origin

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from megatron_urpo.checkpoints import Ahead, RunState, expected_layout
+from megatron_urpo.checkpoints.manifest import NAME, Manifest, fingerprint, kept_checkpoints
+from megatron_urpo.checkpoints.state import Ahead, RunState, expected_layout
 from megatron_urpo.config import Config
-from megatron_urpo.manifest import NAME, Manifest, fingerprint, kept_checkpoints
 from megatron_urpo.policy.checkpoint import copy_policy
 from megatron_urpo.policy.durable import FileFacts, file_facts, sync_folder, write_durable
 from megatron_urpo.policy.parts import Parts

@@ -6,10 +6,10 @@ import sys
 from functools import partial
 
 from megatron_urpo.config import Config, ConfigError
-from megatron_urpo.engines import DTYPES, open_engine
-from megatron_urpo.evaluate import evaluate
+from megatron_urpo.evaluation.evaluate import evaluate
+from megatron_urpo.loop.engines import DTYPES, open_engine
 from megatron_urpo.policy.weights.kinds import open_weights
-from megatron_urpo.preflight import check_inputs
+from megatron_urpo.preflight.inputs import check_inputs
 from megatron_urpo.reward.verifiable.verifier import RuleVerifier
 
 

@@ -15,20 +15,20 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
-from megatron_urpo.checkpoints import RunState, load_checkpoint, newest_checkpoint
+from megatron_urpo.checkpoints.manifest import check_contents, kept_checkpoints, read_manifest
+from megatron_urpo.checkpoints.saving import Saver
+from megatron_urpo.checkpoints.state import RunState, load_checkpoint, newest_checkpoint
 from megatron_urpo.config import Config
 from megatron_urpo.config.data import DataConfig
 from megatron_urpo.config.model import ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_urpo.config.schema import CheckpointConfig
-from megatron_urpo.health import Health
-from megatron_urpo.manifest import check_contents, kept_checkpoints, read_manifest
+from megatron_urpo.loop.health import Health
 from megatron_urpo.policy.checkpoint import copy_policy, load_policy
 from megatron_urpo.policy.packing import TokenSequence
 from megatron_urpo.policy.parallel import Parallel, joined_ranks
 from megatron_urpo.policy.policy import Policy, build_policy
 from megatron_urpo.policy.supervised import supervised_step
 from megatron_urpo.protocols import SaveFailed
-from megatron_urpo.saving import Saver
 from tests.support.models import make_model
 
 

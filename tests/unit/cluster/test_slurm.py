@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_urpo.cluster.slurm import submit
 from megatron_urpo.config import ConfigError
-from megatron_urpo.slurm import submit
 
 REFUSED = "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_urpo.checkpoints import check_checkpoint, expected_layout, newest_checkpoint
+from megatron_urpo.checkpoints.state import check_checkpoint, expected_layout, newest_checkpoint
 from megatron_urpo.config import Config, ConfigError
 from megatron_urpo.config.model import Fp8Config, ModelConfig, ParallelConfig
 from megatron_urpo.data.chat import HuggingFaceTokenizer, load_tokenizer
@@ -22,15 +22,15 @@ from megatron_urpo.data.store import load_prompts
 from megatron_urpo.data.stream import PromptStream
 from megatron_urpo.data.table import PromptTable
 from megatron_urpo.inference.connect import check_engine
-from megatron_urpo.lengths import check_lengths
 from megatron_urpo.policy.experts import check_experts
 from megatron_urpo.policy.fp8 import check_fp8
 from megatron_urpo.policy.hf.shape import ModelShape, check_layout, read_shape
 from megatron_urpo.policy.parallel import check_world_size, launched_world_size
 from megatron_urpo.policy.spec import choose_spec
 from megatron_urpo.policy.weights.kinds import is_megatron, open_weights
+from megatron_urpo.preflight.lengths import check_lengths
+from megatron_urpo.preflight.verifying import check_verifier
 from megatron_urpo.protocols import ChatTokenizer
-from megatron_urpo.verifying import check_verifier
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from megatron_urpo.cli import main
+from megatron_urpo.cluster.job import Request, check_job, render_job
 from megatron_urpo.config import ConfigError, load_config
-from megatron_urpo.job import Request, check_job, render_job
 from tests.support.miniature import ROOT
 from tests.support.models import make_model
 

@@ -7,9 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from megatron_urpo.config import Config, ConfigError
-from megatron_urpo.health import Health
-from megatron_urpo.manifest import (
+from megatron_urpo.checkpoints.manifest import (
     Damaged,
     Layout,
     check_contents,
@@ -20,6 +18,8 @@ from megatron_urpo.manifest import (
     read_manifest,
     refused,
 )
+from megatron_urpo.config import Config, ConfigError
+from megatron_urpo.loop.health import Health
 from megatron_urpo.policy.checkpoint import load_policy
 from megatron_urpo.policy.hf.shape import ModelShape
 from megatron_urpo.policy.parallel import launched_world_size

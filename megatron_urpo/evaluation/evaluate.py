@@ -10,8 +10,8 @@ from dataclasses import replace
 from statistics import fmean
 
 from megatron_urpo.config import Config
+from megatron_urpo.evaluation.quality import Answer, rate_answers
 from megatron_urpo.protocols import ChatTokenizer, Generator
-from megatron_urpo.quality import Answer, rate_answers
 from megatron_urpo.reward.preference import kendall_tau
 from megatron_urpo.rollout.collect import gather_groups
 from megatron_urpo.rollout.concurrency import run_all

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_urpo.checkpoints.run_lock import find_dead_lock
+from megatron_urpo.cluster.slurm import check_partition, job_state
 from megatron_urpo.config import Config, ConfigError
 from megatron_urpo.config.engine import ServersConfig
 from megatron_urpo.planning import make_plan
 from megatron_urpo.policy.hf.shape import check_layout, read_shape
 from megatron_urpo.policy.parallel import check_world_size
-from megatron_urpo.run_lock import find_dead_lock
-from megatron_urpo.slurm import check_partition, job_state
 
 ROOT = Path(__file__).parent.parent
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:+-]*")
