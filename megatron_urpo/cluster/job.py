@@ -19,7 +19,7 @@ from megatron_urpo.planning import make_plan
 from megatron_urpo.policy.hf.shape import check_layout, read_shape
 from megatron_urpo.policy.parallel import check_world_size
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:+-]*")
 PATH = re.compile(r"[A-Za-z0-9_./+=@,:-]+")
 
