@@ -49,6 +49,7 @@ setup(
         "numpy",
         "pyarrow",
         f"math-verify=={PINS['MATH_VERIFY_VERSION']}",
+        "nltk>=3.10",
         "rensa>=0.5,<0.6",
         "regex",
     ],

@@ -1,8 +1,8 @@
 """Training prompts that hold an evaluation question, by n-gram overlap.
 
 A prompt is contaminated if it holds at least `overlap` of the n-grams of one evaluation question: its own, so a
-long prompt around a short question is found too. Words are runs of letters and digits, marks runs of what is neither
-that nor white space; letter case aside. Questions are compared with questions, not with candidates' answers.
+long prompt around a short question is found too. Words and marks are those of nltk's WordPunctTokenizer, letter
+case aside. Questions are compared with questions, not with candidates' answers.
 
 N-grams of more than five different evaluation questions are a benchmark's boilerplate (\"output the final answer within
 \\boxed{}\") and count for none. A question shorter than an n-gram counts only where it is the whole prompt.
@@ -14,14 +14,18 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import regex
+from nltk import redos
+from nltk.tokenize import WordPunctTokenizer
 from numpy.typing import NDArray
 
 from megatron_urpo.data.ngrams import Hashes, WordHasher, is_among, ngram_hashes
 from megatron_urpo.types import Message
 
 BOILERPLATE = 5
-_words_and_marks = regex.compile(r"\w+|[^\w\s]+").findall
+# nltk 3.10 gives each match 5 seconds of the wall clock, against patterns that users write: on a busy machine the words
+# of a long row would be a TimeoutError. None turns that off; goes when a tokenizer itself can be told so.
+redos.DEFAULT_TIMEOUT = None
+_words_and_marks = WordPunctTokenizer().tokenize
 
 
 @dataclass(frozen=True, slots=True)
