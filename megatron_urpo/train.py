@@ -12,8 +12,8 @@ from megatron_urpo.checkpoints.saving import Saver
 from megatron_urpo.checkpoints.state import Ahead, RunState, load_checkpoint, newest_checkpoint
 from megatron_urpo.config import Config
 from megatron_urpo.data.stream import PromptStream
+from megatron_urpo.health import Health
 from megatron_urpo.loop.collecting import InStep, OneAhead
-from megatron_urpo.loop.health import Health
 from megatron_urpo.loop.rank0 import Rank0, due
 from megatron_urpo.loop.signals import StopRequest
 from megatron_urpo.loop.weights import release_memory, send_weights

@@ -21,7 +21,7 @@ def user_errors() -> Iterator[None]:
     warnings.filterwarnings("ignore", module=r"(megatron|torch)\b")
     from megatron_urpo.data.errors import DataError
     from megatron_urpo.evaluation.quality import QualityError
-    from megatron_urpo.loop.health import TrainingStopped
+    from megatron_urpo.health import TrainingStopped
     from megatron_urpo.protocols import EngineError, RankLost, RankZeroError, SaveFailed, WeightsLost
 
     try:

@@ -4,6 +4,7 @@ An import under `if TYPE_CHECKING:` binds nothing at run time and is not counted
 """
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,8 +116,29 @@ def is_standard_library(name: str) -> bool:
     return name in sys.stdlib_module_names
 
 
+def rooms_imported(root: Path) -> dict[str, set[str]]:
+    """By room: the other rooms that its modules import."""
+    found: dict[str, set[str]] = {}
+    for path in root.rglob("*.py"):
+        names = (name.split(".") for name in imports_of(path) if name.startswith("megatron_urpo."))
+        room = room_of(path, root)
+        found.setdefault(room, set()).update({parts[1] for parts in names} - {room})
+    return found
+
+
 def test_package_keeps_its_directions() -> None:
     assert violations(PACKAGE) == []
+
+
+def test_no_rooms_import_each_other() -> None:
+    graphlib.TopologicalSorter(rooms_imported(PACKAGE)).prepare()
+
+
+def test_rooms_that_import_each_other_are_found(tmp_path: Path) -> None:
+    (tmp_path / "score.py").write_text("from megatron_urpo.replay import replay\n")
+    (tmp_path / "replay.py").write_text("from megatron_urpo.score import score\n")
+    with pytest.raises(graphlib.CycleError, match="replay"):
+        graphlib.TopologicalSorter(rooms_imported(tmp_path)).prepare()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from megatron_urpo.checkpoints.manifest import (
     refused,
 )
 from megatron_urpo.config import Config, ConfigError
-from megatron_urpo.loop.health import Health
+from megatron_urpo.health import Health
 from megatron_urpo.policy.checkpoint import load_policy
 from megatron_urpo.policy.hf.shape import ModelShape
 from megatron_urpo.policy.parallel import launched_world_size

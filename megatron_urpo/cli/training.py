@@ -56,7 +56,7 @@ def evaluate(config: Path, overrides: tuple[str, ...], model: Path | None) -> No
     with user_errors():
         changes = (*overrides, f"model.path={model}") if model else overrides
         loaded, _ = load_config(config, changes)
-        from megatron_urpo.evaluation.folder import evaluate_folder
+        from megatron_urpo.evaluate import evaluate_folder
 
         click.echo(evaluate_folder(loaded))
 

@@ -1,1 +1,1 @@
-"""Held-out metrics: of a run's engine, of a folder, and the outside measure of open-ended answers."""
+"""Held-out metrics of an engine, and the outside measure of open-ended answers."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 
 from megatron_urpo.config import Config
-from megatron_urpo.loop.health import TrainingStopped
+from megatron_urpo.health import TrainingStopped
 
 
 def check_mismatch(config: Config, metrics: Mapping[str, float], engine: str) -> None:

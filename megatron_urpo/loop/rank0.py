@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from megatron_urpo.config import Config
-from megatron_urpo.evaluation.evaluate import evaluate
+from megatron_urpo.evaluation.held_out import evaluate
 from megatron_urpo.inference.embedded import EmbeddedEngine
 from megatron_urpo.inference.fleet import FleetEngine
 from megatron_urpo.loop.engines import open_engine

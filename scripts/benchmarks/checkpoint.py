@@ -30,7 +30,7 @@ from megatron_urpo.config import Config
 from megatron_urpo.config.data import DataConfig
 from megatron_urpo.config.model import ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_urpo.config.schema import CheckpointConfig
-from megatron_urpo.loop.health import Health
+from megatron_urpo.health import Health
 from megatron_urpo.policy.packing import TokenSequence
 from megatron_urpo.policy.parallel import joined_ranks
 from megatron_urpo.policy.policy import Policy, build_policy

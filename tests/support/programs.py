@@ -21,6 +21,17 @@ def has_namespaces() -> bool:
 needs_namespaces = pytest.mark.skipif(not has_namespaces(), reason="this host forbids user namespaces")
 
 SMALL = Limits(seconds=3.0, cpu_seconds=1.0, memory_mib=128, processes=6, file_mib=2, output_bytes=1 << 20)
+FORKS = """
+import os, time
+n = 0
+try:
+    while n < 40:
+        if os.fork() == 0: time.sleep(60)
+        n += 1
+except OSError:
+    pass
+"""
+"""Leaves in `n` how many processes it could start; what asks for it comes behind."""
 SECONDS_TO_SPARE = 25  # above the deadline, for a busy machine; a hang would be seen against it
 
 

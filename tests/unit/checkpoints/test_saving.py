@@ -5,7 +5,6 @@ import os
 import resource
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,21 +21,14 @@ from megatron_urpo.config import Config
 from megatron_urpo.config.data import DataConfig
 from megatron_urpo.config.model import ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_urpo.config.schema import CheckpointConfig
-from megatron_urpo.loop.health import Health
+from megatron_urpo.health import Health
 from megatron_urpo.policy.checkpoint import copy_policy, load_policy
 from megatron_urpo.policy.packing import TokenSequence
-from megatron_urpo.policy.parallel import Parallel, joined_ranks
+from megatron_urpo.policy.parallel import Parallel
 from megatron_urpo.policy.policy import Policy, build_policy
 from megatron_urpo.policy.supervised import supervised_step
 from megatron_urpo.protocols import SaveFailed
 from tests.support.models import make_model
-
-
-@pytest.fixture(scope="module")
-def parallel() -> Iterator[Parallel]:
-    torch.set_num_threads(1)
-    with joined_ranks(ParallelConfig()) as joined:
-        yield joined
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_urpo.config import Config
-from megatron_urpo.loop.health import TrainingStopped
+from megatron_urpo.health import TrainingStopped
 from megatron_urpo.loop.parity import check_mismatch, check_server
 from tests.support.rollout import make_config
 

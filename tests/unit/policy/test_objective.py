@@ -1,7 +1,6 @@
 """The whole objective on a real model against transformers and a loop over tokens: KL, weights, parts by task."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from megatron_urpo.config.model import ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_urpo.config.schema import LossConfig
 from megatron_urpo.policy.packing import TokenSequence, pack
-from megatron_urpo.policy.parallel import Parallel, joined_ranks
+from megatron_urpo.policy.parallel import Parallel
 from megatron_urpo.policy.policy import Policy, build_policy
 from megatron_urpo.policy.update import task_grad_norms, update
 from megatron_urpo.policy.update_metrics import task_shares
@@ -20,13 +19,6 @@ from megatron_urpo.types import TASKS, Sample
 from tests.support.models import make_model
 
 LOW, HIGH = 0.2, 0.28
-
-
-@pytest.fixture(scope="module")
-def parallel() -> Iterator[Parallel]:
-    torch.set_num_threads(1)
-    with joined_ranks(ParallelConfig()) as joined:
-        yield joined
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The policy's training step against plain torch: AdamW, clipping, schedule, accumulation, bf16 with fp32 masters."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,20 +12,13 @@ from megatron_urpo.config.model import ModelConfig, OptimizerConfig, ParallelCon
 from megatron_urpo.config.schema import LossConfig
 from megatron_urpo.policy.objective import GrpoLoss
 from megatron_urpo.policy.packing import PackedBatch, TokenSequence, pack
-from megatron_urpo.policy.parallel import Parallel, joined_ranks
+from megatron_urpo.policy.parallel import Parallel
 from megatron_urpo.policy.policy import Policy, build_policy
 from megatron_urpo.policy.update import VALUES, update
 from megatron_urpo.types import Sample
 from tests.support.models import make_model
 
 ROWS = [torch.randint(0, 127, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (9, 30, 4, 17)]
-
-
-@pytest.fixture(scope="module")
-def parallel() -> Iterator[Parallel]:
-    torch.set_num_threads(1)
-    with joined_ranks(ParallelConfig()) as joined:
-        yield joined
 
 
 @pytest.fixture(scope="module")

@@ -11,25 +11,13 @@ from dataclasses import replace
 import pytest
 
 from megatron_urpo.reward.verifiable.code.sandbox import Sandbox
-from tests.support.programs import SECONDS_TO_SPARE, SMALL, needs_namespaces, run
+from tests.support.programs import FORKS, SECONDS_TO_SPARE, SMALL, needs_namespaces, run
 
 pytestmark = needs_namespaces
 
 
 def test_the_number_of_processes_is_bounded_and_a_fork_bomb_dies(sandbox: Sandbox) -> None:
-    count = """if True:
-        import os, time
-        n = 0
-        try:
-            while n < 40:
-                if os.fork() == 0:
-                    time.sleep(60)
-                n += 1
-        except OSError:
-            pass
-        print(n, flush=True)
-    """
-    ending, output = run(sandbox, count)
+    ending, output = run(sandbox, f"{FORKS}print(n, flush=True)")
     assert ending.status == 0
     assert int(output) == SMALL.processes - 1
     ending, _ = run(sandbox, "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.programs import needs_namespaces
+from tests.support.programs import FORKS, needs_namespaces
 
 ROOT = Path(__file__).parents[4]
 
@@ -32,16 +32,6 @@ ATTACKS = """if True:
     sandbox.close()
 """
 
-FORKS = """if True:
-    import os, time
-    n = 0
-    try:
-        while n < 40:
-            if os.fork() == 0: time.sleep(60)
-            n += 1
-    except OSError:
-        print(n)
-"""
 MEMORY = """if True:
     import os, time
     held = bytearray(80 << 20)
@@ -65,7 +55,7 @@ POWERS = """if True:
 @needs_namespaces
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user; under one, all other tests are this")
 def test_attacks_on_a_trainer_that_runs_as_an_ordinary_user() -> None:
-    attacks = [FORKS, MEMORY, POWERS, "import os; print(os.listdir('/tmp'))"]
+    attacks = [f"{FORKS}print(n)", MEMORY, POWERS, "import os; print(os.listdir('/tmp'))"]
     place = [sys.base_prefix, str(ROOT), f"python{sys.version_info.major}.{sys.version_info.minor}"]
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", AS_ORDINARY_USER, "sh", *place, ATTACKS],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_urpo.reward.verifiable.code.sandbox import Sandbox
-from tests.support.programs import SMALL, descendants
+from tests.support.programs import FORKS, SMALL, descendants
 
 
 @pytest.fixture(scope="module")
@@ -66,18 +66,7 @@ def test_nothing_is_inherited(sandbox: Sandbox) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives programs a user of their own here")
 def test_under_root_programs_are_another_user_whose_processes_are_counted(sandbox: Sandbox) -> None:
-    program = """if True:
-        import os, time
-        n = 0
-        try:
-            while n < 40:
-                if os.fork() == 0: time.sleep(60)
-                n += 1
-        except OSError:
-            pass
-        print(os.getuid(), n)
-    """
-    user, count = sandbox.run(program, "", SMALL)[1].split()
+    user, count = sandbox.run(f"{FORKS}print(os.getuid(), n)", "", SMALL)[1].split()
     assert int(user) != 0
     assert int(count) < 40
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megatron_urpo.config import Config
-from megatron_urpo.loop.health import Health, TrainingStopped
+from megatron_urpo.health import Health, TrainingStopped
 
 CONFIG = Config.model_validate({"run_dir": "r", "model": {"path": "m"}, "data": {"train": ["t"]}, "max_empty_steps": 2})
 

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from megatron_urpo.evaluation.evaluate import evaluate
+from megatron_urpo.evaluation.held_out import evaluate
 from megatron_urpo.types import GenerationRequest, InstructionPrompt, Message, PreferencePrompt, Prompt, ReasoningPrompt
 from tests.support.rollout import CharacterTokenizer, ScriptedGenerator, ScriptedVerifier, make_config
 

@@ -6,7 +6,7 @@ import sys
 from functools import partial
 
 from megatron_urpo.config import Config, ConfigError
-from megatron_urpo.evaluation.evaluate import evaluate
+from megatron_urpo.evaluation.held_out import evaluate
 from megatron_urpo.loop.engines import DTYPES, open_engine
 from megatron_urpo.policy.weights.kinds import open_weights
 from megatron_urpo.preflight.inputs import check_inputs
