@@ -6,6 +6,7 @@ functional   `check` runs in a second sandbox and calls the program over the tra
 """
 
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -167,4 +168,6 @@ def _serve(prefix: str, program: str, entry: str) -> dict[str, str]:
 
 
 def _failure(ending: Ending, limits: Limits) -> str:
-    return "time_limit" if ending.late or ending.cpu_seconds >= limits.cpu_seconds else "runtime_error"
+    """The kernel's limit on processor time may strike when a little less is on the program's account."""
+    timed_out = ending.late or ending.status == -signal.SIGXCPU or ending.cpu_seconds >= limits.cpu_seconds
+    return "time_limit" if timed_out else "runtime_error"

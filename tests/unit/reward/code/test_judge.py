@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from megatron_urpo.config.reward import CodeConfig
+from megatron_urpo.reward.verifiable.code.judge import _failure
 from megatron_urpo.reward.verifiable.code.pool import CodeVerifier
+from megatron_urpo.reward.verifiable.code.sandbox import Ending
 from megatron_urpo.reward.verifiable.outcome import Verified
 from megatron_urpo.types import CallTests, CodeTests, FunctionalTest, StdinTests
+from tests.support.programs import SMALL as SMALL_LIMITS
 from tests.support.programs import block, descendants, needs_namespaces, wait_until
 
 pytestmark = needs_namespaces
@@ -189,3 +192,8 @@ def test_closing_kills_programs_at_work() -> None:
     verifier.close()
     with pytest.raises(RuntimeError):
         verify(verifier, "def add(a, b): return a + b", ADD)
+
+
+def test_the_kernels_limit_is_a_time_limit_even_a_little_early() -> None:
+    assert _failure(Ending(-signal.SIGXCPU, False, 0.99), SMALL_LIMITS) == "time_limit"
+    assert _failure(Ending(-signal.SIGSEGV, False, 0.99), SMALL_LIMITS) == "runtime_error"
