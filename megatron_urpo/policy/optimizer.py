@@ -1,5 +1,7 @@
 """Gradient buckets, AdamW with fp32 master weights, and the learning-rate schedule: megatron-core's own."""
 
+from typing import Any
+
 import torch
 from megatron.core.distributed import (
     DistributedDataParallel,
@@ -15,7 +17,10 @@ from megatron_urpo.policy.model import ModelPart
 
 
 def wrap_model(part: ModelPart, distributed_optimizer: bool) -> DistributedDataParallel:
-    """The module with contiguous gradient buffers, whose gradients are *summed* over data-parallel ranks."""
+    """The module with contiguous gradient buffers, whose gradients are *summed* over data-parallel ranks.
+
+    Whoever owns it keeps its accumulators: `take_accumulators`.
+    """
     config = part.config
     module = Float16Module(config, part.module) if config.bf16 else part.module
     wrapped = DistributedDataParallel(
@@ -33,6 +38,18 @@ def wrap_model(part: ModelPart, distributed_optimizer: bool) -> DistributedDataP
     # The loss is already divided by a count that every rank knows, so the token count of the schedule is not used.
     config.finalize_model_grads_func = lambda model, _, **kwargs: finalize_model_grads(model, None, **kwargs)
     return wrapped
+
+
+def take_accumulators(model: DistributedDataParallel) -> list[Any]:
+    """The autograd nodes that `model`'s gradient hooks hang on, for its owner to keep as long as it trains.
+
+    megatron-core 0.16.1 keeps them in the model, which their hooks refer to: a circle through C++ that Python's
+    collector does not see, so that neither a model nor its process groups and their threads would ever be freed. To be
+    removed when it no longer does. (A `grad_scale_func` would close the circle again, through the optimizer.)
+    """
+    accumulators: list[Any] = model.grad_accs
+    model.grad_accs = []
+    return accumulators
 
 
 def build_optimizer(
@@ -54,9 +71,7 @@ def build_optimizer(
         use_distributed_optimizer=distributed_optimizer,
         log_num_zeros_in_grad=False,
     )
-    optimizer = get_megatron_optimizer(config, [model])
-    model.config.grad_scale_func = optimizer.scale_loss
-    return optimizer
+    return get_megatron_optimizer(config, [model])
 
 
 def build_scheduler(

@@ -65,6 +65,7 @@ class ScriptedServer:
         self.refused_orders: set[str] = set()
         """Paths of POSTs that are answered with status 500."""
         self._port = 0
+        self._closing = asyncio.Lock()
         self._loop = BackgroundLoop("scripted server")
         self.revive()
 
@@ -118,12 +119,13 @@ class ScriptedServer:
         self._port = self._runner.addresses[0][1]
 
     async def _die(self) -> None:
-        for site in list(self._runner.sites):
-            await site.stop()
-        for connection in self._runner.server.connections if self._runner.server is not None else ():
-            if connection.transport is not None:
-                connection.transport.abort()
-        await self._runner.cleanup()
+        async with self._closing:  # one that a request ended may be closed meanwhile
+            for site in list(self._runner.sites):
+                await site.stop()
+            for connection in self._runner.server.connections if self._runner.server is not None else ():
+                if connection.transport is not None:
+                    connection.transport.abort()
+            await self._runner.cleanup()
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         try:

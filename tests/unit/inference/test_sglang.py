@@ -11,8 +11,9 @@ import pytest
 
 from megatron_urpo.config import ConfigError, check_config
 from megatron_urpo.config.engine import ServersConfig
+from megatron_urpo.inference import ports
 from megatron_urpo.inference.connect import check_engine
-from megatron_urpo.inference.ports import choose_ports
+from megatron_urpo.inference.ports import choose_ports, free_ports, kernel_range, outside
 from megatron_urpo.inference.sglang.client import read_completion, read_version
 from megatron_urpo.inference.sglang.launch import SGLangLauncher
 from tests.support.models import make_model
@@ -36,10 +37,36 @@ def test_command_of_a_server() -> None:
 def test_ports() -> None:
     free = choose_ports(ServersConfig(num_servers=3), "rollout.sglang")
     assert len(set(free)) == 3
+    first, last = kernel_range()
+    assert not any(first <= port <= last for port in free)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"rollout\.sglang\.port: {port} cannot be listened on"):
             choose_ports(ServersConfig(port=port), "rollout.sglang")
+
+
+def test_free_ports_are_no_taken_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(ports, "MAX_TRIED", 2)
+        port = taken.getsockname()[1]
+        (other,) = free_ports(1)
+        monkeypatch.setattr(ports, "PORTS", [port, other])
+        assert free_ports(1) == [other]
+        with pytest.raises(ConfigError, match="of 2 ports 1 are free, 2 are needed"):
+            free_ports(2)
+
+
+@pytest.mark.parametrize(
+    ("taken", "chosen"),
+    [
+        ((32768, 60999), range(10000, 20000)),
+        ((15000, 60999), range(10000, 15000)),
+        ((1024, 18000), range(18001, 20000)),
+        ((1024, 65535), range(10000, 20000)),
+    ],
+)
+def test_what_the_kernel_hands_out_is_left_to_it(taken: tuple[int, int], chosen: range) -> None:
+    assert list(outside(taken)) == list(chosen)
 
 
 @pytest.mark.parametrize(

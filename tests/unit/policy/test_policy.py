@@ -1,6 +1,8 @@
 """The policy's training step against plain torch: AdamW, clipping, schedule, accumulation, bf16 with fp32 masters."""
 
+import gc
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +50,18 @@ def mean_nll(logprobs: torch.Tensor, _: torch.Tensor, __: PackedBatch) -> tuple[
 
 def sequences() -> list[TokenSequence]:
     return [TokenSequence(row, 1) for row in ROWS]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_policy_that_nobody_uses_is_freed(model_folder: Path, parallel: Parallel, dtype: str) -> None:
+    """What is not holds its process groups too, whose threads wake a hundred times a second each."""
+    policy = make_policy(model_folder, parallel, dtype)
+    policy.forward_backward([pack(sequences(), 1, parallel.device)], mean_nll)
+    policy.step()
+    module = weakref.ref(policy.part.module)
+    del policy
+    gc.collect()
+    assert module() is None
 
 
 def test_three_steps_equal_torch_adamw(model_folder: Path, parallel: Parallel) -> None:
