@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megatron_urpo.config.checks import MEMORY_FLAGS
 from megatron_urpo.config.engine import ServersConfig
-from megatron_urpo.inference.ports import LOOPBACK
+from megatron_urpo.inference.ports import LOOPBACK, free_ports
 from megatron_urpo.inference.process import ServerProcess
 
 
@@ -25,7 +25,7 @@ class SGLangLauncher:
     release_memory: bool = False
 
     def start(self, log: Path) -> ServerProcess:
-        return ServerProcess(self.command(), self.config.environment, log)
+        return ServerProcess([*self.command(), *self._meeting_port()], self.config.environment, log)
 
     def command(self) -> list[str]:
         config = self.config
@@ -47,3 +47,7 @@ class SGLangLauncher:
             elif value is not False:
                 words += [f"--{name}", str(value)]
         return [*program, *words, "--skip-tokenizer-init", "--skip-server-warmup"]
+
+    def _meeting_port(self) -> list[str]:
+        """Where its ranks meet. SGLang would take any port, long before its first rank listens there."""
+        return [] if "nccl-port" in self.config.flags else ["--nccl-port", str(free_ports(1)[0])]

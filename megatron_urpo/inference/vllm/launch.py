@@ -10,7 +10,7 @@ import psutil
 
 from megatron_urpo.config.checks import MEMORY_FLAGS
 from megatron_urpo.config.engine import ServersConfig
-from megatron_urpo.inference.ports import LOOPBACK
+from megatron_urpo.inference.ports import LOOPBACK, free_ports
 from megatron_urpo.inference.process import ServerProcess
 
 EXTENSION = Path(__file__).parent / "extension"
@@ -46,7 +46,8 @@ class VLLMLauncher:
     release_memory: bool = False
 
     def start(self, log: Path) -> ServerProcess:
-        return VLLMProcess(self.command(), self.environment(), log)
+        # The first of the ports at which its processes meet. It would take any, long before they listen there.
+        return VLLMProcess(self.command(), {"VLLM_PORT": str(free_ports(1)[0]), **self.environment()}, log)
 
     def command(self) -> list[str]:
         config = self.config
