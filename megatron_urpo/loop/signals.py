@@ -4,11 +4,14 @@ A rollout under way is given up, an update is finished: what is saved is the sta
 """
 
 import signal
+import sys
+import threading
 from types import FrameType, TracebackType
 
 EXIT_REQUEUE = 85
 """Exit code of a run that was told to stop and saved: a scheduler may start it again and it goes on."""
 EXIT_INTERRUPTED = 130
+AGAIN_SECONDS = 0.05
 
 
 class StopRequest:
@@ -21,11 +24,14 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             self._before[number] = signal.signal(number, self._handle)
+        self._tell_unraisable = sys.unraisablehook
+        sys.unraisablehook = self._unraisable
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        sys.unraisablehook = self._tell_unraisable
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
@@ -41,3 +47,11 @@ class StopRequest:
         if self.received == signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+
+    def _unraisable(self, raised: "sys.UnraisableHookArgs") -> None:
+        """A handler may run within a finalizer, out of which Python lets no exception: then it is called once more."""
+        if raised.exc_type is KeyboardInterrupt:
+            main = threading.main_thread().ident  # which a call to the system may hold up
+            threading.Timer(AGAIN_SECONDS, signal.pthread_kill, [main, signal.SIGINT]).start()
+        else:
+            self._tell_unraisable(raised)
