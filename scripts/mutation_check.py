@@ -65,7 +65,7 @@ FAULTS = (
     Fault("a checkpoint of step 0", "checkpoints/saving.py", "state.step == self._saved", "state.step == self._saved > 0", "unit/checkpoints/test_saving.py"),
     Fault("one checkpoint less than asked for", "checkpoints/saving.py", "[: -checkpoint.keep_last]", "[: len(kept) + 1 - checkpoint.keep_last]", "unit/checkpoints/test_saving.py"),
     Fault("moments of the optimizer not loaded", "policy/checkpoint.py", 'optimizer.load_state_dict(state["optimizer"])', "optimizer.reload_model_params()", "unit/checkpoints/test_saving.py"),
-    Fault("a model that is never freed", "policy/optimizer.py", "    model.grad_accs = []", "    pass", "unit/policy/test_policy.py"),
+    Fault("a model that is never freed", "policy/optimizer.py", "return get_megatron_optimizer(config, [model])", "model.config.grad_scale_func = (optimizer := get_megatron_optimizer(config, [model])).scale_loss; return optimizer", "unit/policy/test_policy.py"),
     Fault("one count of steps for all parameters", "policy/checkpoint.py", "    _give_each_its_step(policy.optimizer)", "    pass", "unit/checkpoints/test_saving.py"),
     Fault("schedule starts anew", "policy/checkpoint.py", 'policy.scheduler.load_state_dict(state["scheduler"])', "pass", "unit/checkpoints/test_saving.py"),
 )  # fmt: skip

@@ -1,7 +1,5 @@
 """Gradient buckets, AdamW with fp32 master weights, and the learning-rate schedule: megatron-core's own."""
 
-from typing import Any
-
 import torch
 from megatron.core.distributed import (
     DistributedDataParallel,
@@ -17,10 +15,7 @@ from megatron_urpo.policy.model import ModelPart
 
 
 def wrap_model(part: ModelPart, distributed_optimizer: bool) -> DistributedDataParallel:
-    """The module with contiguous gradient buffers, whose gradients are *summed* over data-parallel ranks.
-
-    Whoever owns it keeps its accumulators: `take_accumulators`.
-    """
+    """The module with contiguous gradient buffers, whose gradients are *summed* over data-parallel ranks."""
     config = part.config
     module = Float16Module(config, part.module) if config.bf16 else part.module
     wrapped = DistributedDataParallel(
@@ -40,22 +35,15 @@ def wrap_model(part: ModelPart, distributed_optimizer: bool) -> DistributedDataP
     return wrapped
 
 
-def take_accumulators(model: DistributedDataParallel) -> list[Any]:
-    """The autograd nodes that `model`'s gradient hooks hang on, for its owner to keep as long as it trains.
-
-    megatron-core 0.16.1 keeps them in the model, which their hooks refer to: a circle through C++ that Python's
-    collector does not see, so that neither a model nor its process groups and their threads would ever be freed. To be
-    removed when it no longer does. (A `grad_scale_func` would close the circle again, through the optimizer.)
-    """
-    accumulators: list[Any] = model.grad_accs
-    model.grad_accs = []
-    return accumulators
-
-
 def build_optimizer(
     model: DistributedDataParallel, settings: OptimizerSettings, distributed_optimizer: bool
 ) -> MegatronOptimizer:
-    """AdamW; megatron-core gives norms and biases no weight decay."""
+    """AdamW; megatron-core gives norms and biases no weight decay.
+
+    `model.config.grad_scale_func` stays unset: it is of use in fp16 only, and a config that refers to the optimizer
+    would keep both for ever. megatron-core 0.16.1's float32 shards are views with a gradient graph, whose leaves hold
+    the model's hooks, which hold model and config: a circle through C++ that Python's collector does not see.
+    """
     bf16 = bool(model.config.bf16)
     config = OptimizerConfig(
         optimizer="adam",

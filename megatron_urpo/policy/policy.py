@@ -28,7 +28,7 @@ from megatron_urpo.policy.hf.folder import write_folder
 from megatron_urpo.policy.hf.table import hf_shapes
 from megatron_urpo.policy.logprobs import token_logprobs
 from megatron_urpo.policy.model import ModelPart, build_model, frozen_copy
-from megatron_urpo.policy.optimizer import build_optimizer, build_scheduler, take_accumulators, wrap_model
+from megatron_urpo.policy.optimizer import build_optimizer, build_scheduler, wrap_model
 from megatron_urpo.policy.packing import PackedBatch, TokenSequence, pack
 from megatron_urpo.policy.parallel import Parallel
 from megatron_urpo.policy.weights.rows import dtype_name
@@ -44,8 +44,6 @@ class Policy:
     model: Any
     optimizer: Any
     scheduler: Any
-    accumulators: list[Any]
-    """What the model's gradient hooks hang on; see `take_accumulators`."""
     reference: ModelPart | None = None
     """The weights the run began with, frozen; kept where the objective has a KL term."""
     temperature: float = 1.0
@@ -213,5 +211,4 @@ def build_policy(
     wrapped.broadcast_params()
     optimizer_state = build_optimizer(wrapped, optimizer, layout.distributed_optimizer)
     scheduler = build_scheduler(optimizer_state, optimizer, num_steps, updates_per_step)
-    accumulators = take_accumulators(wrapped)
-    return Policy(part, parallel, wrapped, optimizer_state, scheduler, accumulators, reference, temperature)
+    return Policy(part, parallel, wrapped, optimizer_state, scheduler, reference, temperature)
