@@ -18,7 +18,7 @@ from nltk import redos
 from nltk.tokenize import WordPunctTokenizer
 from numpy.typing import NDArray
 
-from megatron_urpo.data.ngrams import Hashes, WordHasher, is_among, ngram_hashes
+from megatron_urpo.data.ngrams import Hashes, HashSet, WordHasher, ngram_hashes
 from megatron_urpo.types import Message
 
 BOILERPLATE = 5
@@ -52,6 +52,7 @@ class EvaluationQuestions:
         self._n, self._overlap, self._places = n, overlap, places
         order = np.lexsort((owners, grams))
         self._grams, self._owners = grams[order], owners[order]
+        self._known = HashSet(grams)
         self._counts = np.bincount(owners, minlength=len(places))
 
     @classmethod
@@ -84,7 +85,7 @@ class EvaluationQuestions:
         if not len(self._grams):
             return [None] * len(questions)
         hashes, offsets = ngram_hashes([words_of(question, hasher) for question in questions], self._n)
-        found = np.flatnonzero(is_among(hashes, self._grams))
+        found = np.flatnonzero(self._known.holds(hashes))
         borders = np.searchsorted(found, offsets.astype(np.int64))
         return [self._best(hashes[found[a:b]]) if a < b else None for a, b in pairwise(borders)]
 

@@ -8,6 +8,7 @@ The first of two duplicates stays. Near duplicates are of the same task, and for
 question with another number in it and another answer is another question.
 """
 
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 import rensa
 from numpy.typing import NDArray
 
-from megatron_urpo.data.ngrams import Hashes, is_among, ngram_hashes
+from megatron_urpo.data.ngrams import Hashes, HashSet, ngram_hashes
 
 PERMUTATIONS, SHINGLE = 128, 5
 _SEED = 1
@@ -36,13 +37,14 @@ def num_bands(threshold: float) -> int:
 
 def shingles(ids: Sequence[Sequence[int]]) -> tuple[Hashes, NDArray[np.uint64]]:
     """(hashes of every 5-gram of every text's tokens, offsets of each text's own)."""
-    return ngram_hashes([np.array(own, np.uint64) + np.uint64(1) for own in ids], SHINGLE)
+    # By way of an array, which takes a list of ints three times as fast as numpy does.
+    return ngram_hashes([np.asarray(array("Q", own)) + np.uint64(1) for own in ids], SHINGLE)
 
 
-def signatures(ids: Sequence[Sequence[int]], boilerplate: Hashes) -> NDArray[np.uint32]:
-    """[texts, PERMUTATIONS]: MinHash of each text's 5-grams of tokens that are not `boilerplate` (sorted)."""
+def signatures(ids: Sequence[Sequence[int]], boilerplate: HashSet) -> NDArray[np.uint32]:
+    """[texts, PERMUTATIONS]: MinHash of each text's 5-grams of tokens that are not `boilerplate`."""
     hashes, offsets = shingles(ids)
-    kept = ~is_among(hashes, boilerplate)
+    kept = ~boilerplate.holds(hashes)
     hashes, offsets = hashes[kept], np.concatenate([[0], np.cumsum(kept)])[offsets.astype(np.int64)].astype(np.uint64)
     matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, PERMUTATIONS, _SEED)
     return np.array(matrix.to_rows(), dtype=np.uint32).reshape(len(ids), PERMUTATIONS)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 Hashes = NDArray[np.uint64]
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplication loses nothing
+_PLACES = 8  # in a HashSet's table for each of its hashes
 _MAX_WORDS = 1 << 18  # that are remembered; the dictionary of a large corpus would not stop growing
 
 
@@ -60,12 +61,29 @@ def ngram_hashes(texts: Sequence[Hashes], n: int) -> tuple[Hashes, NDArray[np.ui
     return mixed[inside], offsets
 
 
-def is_among(values: Hashes, sorted_set: Hashes) -> NDArray[np.bool_]:
-    """[values]: whether each is in `sorted_set`, which may hold a value more than once."""
-    if not len(sorted_set):
-        return np.zeros(len(values), np.bool_)
-    places = np.minimum(np.searchsorted(sorted_set, values), len(sorted_set) - 1)
-    return np.asarray(sorted_set[places] == values)
+class HashSet:
+    """Hashes in which many others are looked up at once.
+
+    Nearly all of those are not in it, and a table of its hashes' low bits says so of most without a search.
+    """
+
+    def __init__(self, hashes: Hashes) -> None:
+        self._sorted = np.unique(hashes)
+        self._low_bits = np.uint64((_PLACES << len(self._sorted).bit_length()) - 1)
+        self._seen = np.zeros(int(self._low_bits) + 1, np.bool_)
+        self._seen[self._places(self._sorted)] = True
+
+    def holds(self, values: Hashes) -> NDArray[np.bool_]:
+        """[values]: whether each is in the set."""
+        result = np.zeros(len(values), np.bool_)
+        left = np.flatnonzero(self._seen[self._places(values)])
+        if len(left):
+            places = np.searchsorted(self._sorted, values[left])
+            result[left] = self._sorted[np.minimum(places, len(self._sorted) - 1)] == values[left]
+        return result
+
+    def _places(self, values: Hashes) -> NDArray[np.intp]:
+        return (values & self._low_bits).astype(np.intp)
 
 
 def _padded(words: Hashes, n: int) -> Hashes:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -20,36 +21,59 @@ _MAX_GROUPS = 32  # row groups that a reader keeps decoded
 
 
 class ShardWriter:
-    """Rows in, shards of SHARD_ROWS rows out. The same rows give the same bytes, however they were handed over."""
+    """Rows in, shards of SHARD_ROWS rows out. The same rows give the same bytes, however they were handed over.
+
+    A thread writes one while the next one's rows are made: encoding and checksums hold no interpreter lock. A context,
+    left when everything is written; after an error, when what was under way has ended.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._waiting: list[Any] = []
         self._num_waiting = 0
+        self._thread = ThreadPoolExecutor(1)
+        self._under_way: Future[Shard] | None = None
         self.shards: list[Shard] = []
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                if self._num_waiting:
+                    self._start(pyarrow.concat_tables(self._waiting))
+                self._finish()
+        finally:
+            self._thread.shutdown()
 
     def write(self, table: Any) -> None:
         self._waiting.append(table)
         self._num_waiting += table.num_rows
         while self._num_waiting >= SHARD_ROWS:
             whole = pyarrow.concat_tables(self._waiting)
-            self._write_shard(whole.slice(0, SHARD_ROWS))
+            self._start(whole.slice(0, SHARD_ROWS))
             self._waiting, self._num_waiting = [whole.slice(SHARD_ROWS)], self._num_waiting - SHARD_ROWS
 
-    def close(self) -> None:
-        if self._num_waiting:
-            self._write_shard(pyarrow.concat_tables(self._waiting))
-
-    def _write_shard(self, table: Any) -> None:
+    def _start(self, table: Any) -> None:
+        self._finish()
         path = self._folder / f"shard_{len(self.shards):05d}.parquet"
-        table = table.cast(PACKED_SCHEMA).combine_chunks()
-        pyarrow.parquet.write_table(
-            table, path, row_group_size=GROUP_ROWS, compression="zstd", write_statistics=False,
-            use_dictionary=["task", "source"], store_schema=False,
-        )  # fmt: skip
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        self.shards.append(Shard(path.name, table.num_rows, path.stat().st_size, digest))
+        self._under_way = self._thread.submit(_write_shard, path, table)
+
+    def _finish(self) -> None:
+        if self._under_way:
+            self.shards.append(self._under_way.result())
+        self._under_way = None
+
+
+def _write_shard(path: Path, table: Any) -> Shard:
+    pyarrow.parquet.write_table(
+        table.cast(PACKED_SCHEMA).combine_chunks(), path, row_group_size=GROUP_ROWS, compression="zstd",
+        write_statistics=False, use_dictionary=["task", "source"], store_schema=False,
+    )  # fmt: skip
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Shard(path.name, table.num_rows, path.stat().st_size, digest)
 
 
 class PackedRows:

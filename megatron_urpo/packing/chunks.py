@@ -17,7 +17,7 @@ from megatron_urpo.data.decontaminate import EvaluationQuestions, question_of
 from megatron_urpo.data.duplicates import PERMUTATIONS, band_hashes, num_bands, shingles, signatures
 from megatron_urpo.data.errors import DataError
 from megatron_urpo.data.files import Chunk, to_stream
-from megatron_urpo.data.ngrams import Hashes, WordHasher, hash_bytes
+from megatron_urpo.data.ngrams import Hashes, HashSet, WordHasher, hash_bytes
 from megatron_urpo.data.rows import to_row
 from megatron_urpo.data.sources import reader_of
 from megatron_urpo.data.store_schema import PACKED_SCHEMA
@@ -98,11 +98,11 @@ class ChunkPacker:
             position=chunk.position,
         )
 
-    def _template_shingles(self, max_candidates: int) -> Hashes:
+    def _template_shingles(self, max_candidates: int) -> HashSet:
         """Of scoring prompts without text, which all of them share and which say nothing about likeness."""
         message = (Message("user", ""),)
         empty = PreferencePrompt("", message, ("",) * max_candidates, (0.0,) * max_candidates)
-        return np.unique(shingles(self._tokenizer.encode_batch([model_text(empty, self._tokenizer, self._scoring)]))[0])
+        return HashSet(shingles(self._tokenizer.encode_batch([model_text(empty, self._tokenizer, self._scoring)]))[0])
 
     def _row_reader(self, index: int) -> RowReader:
         source = self._config.sources[index]

@@ -114,11 +114,11 @@ def _choose(plan: Plan, scratch: Path, spill: Spill, left_out: LeftOut) -> NDArr
 def _write(
     plan: Plan, scratch: Path, store: Path, spill: Spill, kept: NDArray[np.bool_], left_out: LeftOut
 ) -> Manifest:
-    writer, lengths = ShardWriter(store), Lengths()
-    for table in spill.ordered(kept, scratch):
-        lengths.add(table)
-        writer.write(table)
-    writer.close()
+    lengths = Lengths()
+    with ShardWriter(store) as writer:
+        for table in spill.ordered(kept, scratch):
+            lengths.add(table)
+            writer.write(table)
     if not writer.shards:
         raise DataError(f"sources: nothing is left to pack ({left_out.summary()})")
     manifest = describe(plan, lengths, left_out, writer.shards)

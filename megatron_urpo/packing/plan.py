@@ -1,6 +1,7 @@
 """A pack config checked against its files: what is read, in what order, under which names, and where it goes."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -15,6 +16,8 @@ from megatron_urpo.data.files import find_files
 from megatron_urpo.data.manifest import FILE
 from megatron_urpo.data.sources import reader_of
 from megatron_urpo.types import TASKS
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +43,18 @@ class Plan:
 
     @contextlib.contextmanager
     def workplace(self) -> Iterator[Path]:
-        """An empty folder beside the output, this process's alone; gone afterwards. Raises DataError if it is taken."""
+        """An empty folder beside the output, this process's alone; gone afterwards.
+
+        Raises DataError where it is taken, cannot be made or the disk is full.
+        """
         output = self.config.output
-        output.parent.mkdir(parents=True, exist_ok=True)
         folder, lock = (output.with_name(f".{output.name}.{end}") for end in ("unfinished", "lock"))
-        with lock.open("w") as held:
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            held = lock.open("w")
+        except OSError as error:
+            raise DataError(f"output: {output} cannot be written ({error}); give a path where you may write") from None
+        with held:
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -53,6 +63,14 @@ class Plan:
                 shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
                 folder.mkdir()
                 yield folder
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                raise DataError(
+                    f"output: {output} does not fit on its disk ({os.strerror(error.errno)}); until it ends, packing"
+                    " needs about three times the size of its rows there: make room or give another path; nothing was"
+                    " left"
+                ) from None
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
                 lock.unlink()

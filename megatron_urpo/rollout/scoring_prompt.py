@@ -14,6 +14,7 @@ from megatron_urpo.rollout.neutralise import Neutraliser
 from megatron_urpo.types import Message, ScoringPrompt
 
 CUT_MARK = " [cut]"
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 class ScoringPrompts:
@@ -120,5 +121,4 @@ def longest_prefix(length: int, fits: Callable[[int], bool]) -> int:
 
 def _substitute(template: str, values: dict[str, str]) -> str:
     """Every `{name}` of `values` replaced in a single pass; other braces are plain text."""
-    names = re.compile("|".join(re.escape(f"{{{name}}}") for name in values))
-    return names.sub(lambda found: values[found[0][1:-1]], template)
+    return _PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), template)

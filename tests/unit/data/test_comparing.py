@@ -20,9 +20,9 @@ from megatron_urpo.data.duplicates import (
     num_bands,
     signatures,
 )  # fmt: skip
-from megatron_urpo.data.ngrams import WordHasher, hash_bytes, ngram_hashes
+from megatron_urpo.data.ngrams import HashSet, WordHasher, hash_bytes, ngram_hashes
 
-NONE = np.zeros(0, np.uint64)
+NONE = HashSet(np.zeros(0, np.uint64))
 
 
 def jaccard(a: list[int], b: list[int]) -> float:
@@ -94,7 +94,7 @@ def test_bands_find_a_pair_at_the_threshold_nineteen_times_in_twenty() -> None:
 def test_what_every_prompt_shares_makes_none_alike() -> None:
     template = list(range(5000, 5200))
     texts = [[*template, *(1000 * k + i for i in range(20))] for k in range(2)]
-    boilerplate = np.unique(ngram_hashes([np.array(template, np.uint64) + np.uint64(1)], SHINGLE)[0])
+    boilerplate = HashSet(ngram_hashes([np.array(template, np.uint64) + np.uint64(1)], SHINGLE)[0])
     with_it, without = (np.mean(np.equal(*signatures(texts, shared))) for shared in (NONE, boilerplate))
     assert with_it > 0.7
     assert without < 0.2  # the four shingles over its end are still shared
@@ -109,6 +109,16 @@ def test_ngrams_are_equal_exactly_where_words_are(texts: list[list[int]], n: int
     for value, gram in zip(hashes.tolist(), expected, strict=True):
         assert seen.setdefault(value, gram) == gram
     assert len(seen) == len(set(expected))
+
+
+# Near multiples of a large power of two many share their low bits, and few are the same.
+ALIKE = st.builds(lambda high, low: (high << 40) + low, st.integers(0, 9), st.integers(0, 20))
+
+
+@given(st.lists(ALIKE), st.lists(ALIKE | st.integers(0, 2**64 - 1)))
+def test_a_hash_set_holds_what_a_set_holds(members: list[int], values: list[int]) -> None:
+    found = HashSet(np.array(members, np.uint64)).holds(np.array(values, np.uint64))
+    assert found.tolist() == [value in set(members) for value in values]
 
 
 # --------------------------------------------------------------------------------------------- contamination

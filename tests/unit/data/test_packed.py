@@ -1,9 +1,13 @@
 """Packed stores as a trainer has them: read on demand, refused where they are damaged or were made for another run."""
 
+import hashlib
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from megatron_urpo.config.data import Phase
@@ -11,7 +15,9 @@ from megatron_urpo.config.reward import TemplateConfig
 from megatron_urpo.data import shards
 from megatron_urpo.data.errors import DataError
 from megatron_urpo.data.manifest import check_made_for, read_manifest
+from megatron_urpo.data.rows import to_row
 from megatron_urpo.data.store import load_prompts, write_store
+from megatron_urpo.data.store_schema import PACKED_SCHEMA
 from megatron_urpo.data.stream import PromptStream
 from megatron_urpo.types import InstructionPrompt, Message, Prompt
 from tests.support.packing import packed, write_tokenizer
@@ -50,6 +56,42 @@ def test_rows_are_read_when_they_are_asked_for(made: tuple[Path, dict[str, Promp
     files = shards.PackedRows(store, read_manifest(store))
     files.row(250)
     assert list(files._groups) == [(0, 250 // shards.GROUP_ROWS)], "one row group and no other"
+
+
+def some_rows(count: int) -> Any:
+    prompts = [InstructionPrompt(f"p/{i}", (Message("user", f"Question {i}?"),)) for i in range(count)]
+    return pyarrow.Table.from_pylist([to_row(prompt) | {"num_tokens": 9} for prompt in prompts], schema=PACKED_SCHEMA)
+
+
+def test_shards_are_the_same_however_their_rows_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "SHARD_ROWS", 100)
+    table, written = some_rows(250), []
+    for size in (250, 100, 7):
+        (folder := tmp_path / str(size)).mkdir()
+        with shards.ShardWriter(folder) as writer:
+            for start in range(0, 250, size):
+                writer.write(table.slice(start, size))
+        written.append(writer.shards)
+        digests = [hashlib.sha256((folder / shard.file).read_bytes()).hexdigest() for shard in writer.shards]
+        assert digests == [shard.sha256 for shard in writer.shards]
+        assert pyarrow.concat_tables(pyarrow.parquet.read_table(folder / s.file) for s in writer.shards).equals(table)
+    assert [shard.rows for shard in written[0]] == [100, 100, 50]
+    assert written[0] == written[1] == written[2]
+
+
+@pytest.mark.parametrize("count", [250, 50])
+def test_a_shard_that_does_not_fit_on_the_disk_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Be it the first or the last. The kernel's own limit on a file's size stands for the disk."""
+    monkeypatch.setattr(shards, "SHARD_ROWS", 100)
+    table, before = some_rows(count), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"(?i)file too large"), shards.ShardWriter(tmp_path) as writer:
+            writer.write(table)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_weighted_sources_mix_exactly_and_resume(made: tuple[Path, dict[str, Prompt]]) -> None:

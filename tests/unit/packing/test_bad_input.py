@@ -3,6 +3,7 @@ nothing half-written, never a wrong row in the store."""
 
 import gzip
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,23 @@ def test_outputs_that_are_there(tmp_path: Path, tokenizer: Path, rows: dict[str,
     assert run(tmp_path, tokenizer, rows)[0] == 0
     assert "exists; set overwrite to true" in refusal(tmp_path, tokenizer, rows)
     assert run(tmp_path, tokenizer, rows, overwrite=True)[0] == 0
+
+
+def test_outputs_that_cannot_be_written(tmp_path: Path, tokenizer: Path, rows: dict[str, Any]) -> None:
+    (tmp_path / "file").touch()
+    assert "cannot be written" in refusal(tmp_path, tokenizer, rows, output=str(tmp_path / "file" / "store"))
+
+
+def test_a_full_disk(tmp_path: Path, tokenizer: Path) -> None:
+    """The kernel's own limit on a file's size stands for the disk."""
+    rows = source(write_jsonl(tmp_path / "many.jsonl", [GOOD | {"prompt": f"{i} times 7?"} for i in range(500)]))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        said = refusal(tmp_path, tokenizer, rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert f"output: {tmp_path / 'store'} does not fit on its disk" in said
 
 
 def test_a_store_of_nothing_is_not_written(tmp_path: Path, tokenizer: Path) -> None:
