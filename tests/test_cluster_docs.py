@@ -5,6 +5,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 
 from megatron_urpo.cli import main
@@ -17,9 +18,11 @@ COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if "megatron-urpo " in line])
 def test_our_commands_are_understood(line: str) -> None:
-    """Parsed, not run: a wrong option or a missing one is a usage error."""
+    """Parsed, not run: a wrong option or a missing one is a usage error, as one that no command has shows."""
     name, *arguments = shlex.split(line.split("megatron-urpo ", 1)[1])
-    main.commands[name].make_context(name, arguments)
+    assert main.commands[name].make_context(name, list(arguments)).params
+    with pytest.raises(click.UsageError, match="--no-such-option"):
+        main.commands[name].make_context(name, [*arguments, "--no-such-option"])
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith(("bash ", "sbatch "))])

@@ -69,21 +69,20 @@ class HashSet:
 
     def __init__(self, hashes: Hashes) -> None:
         self._sorted = np.unique(hashes)
-        self._low_bits = np.uint64((_PLACES << len(self._sorted).bit_length()) - 1)
-        self._seen = np.zeros(int(self._low_bits) + 1, np.bool_)
-        self._seen[self._places(self._sorted)] = True
+        self._mask = np.uint64((_PLACES << len(self._sorted).bit_length()) - 1)
+        self._table = np.zeros(int(self._mask) + 1, np.bool_)
+        self._table[self._low_bits(self._sorted)] = True
 
     def holds(self, values: Hashes) -> NDArray[np.bool_]:
         """[values]: whether each is in the set."""
         result = np.zeros(len(values), np.bool_)
-        left = np.flatnonzero(self._seen[self._places(values)])
-        if len(left):
-            places = np.searchsorted(self._sorted, values[left])
-            result[left] = self._sorted[np.minimum(places, len(self._sorted) - 1)] == values[left]
+        likely = np.flatnonzero(self._table[self._low_bits(values)])
+        places = np.searchsorted(self._sorted, values[likely])
+        result[likely] = self._sorted[np.minimum(places, len(self._sorted) - 1)] == values[likely]
         return result
 
-    def _places(self, values: Hashes) -> NDArray[np.intp]:
-        return (values & self._low_bits).astype(np.intp)
+    def _low_bits(self, values: Hashes) -> NDArray[np.intp]:
+        return (values & self._mask).astype(np.intp)
 
 
 def _padded(words: Hashes, n: int) -> Hashes:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import sys
 import threading
 from pathlib import Path
@@ -28,6 +27,7 @@ from megatron_urpo.policy.parallel import Parallel
 from megatron_urpo.policy.policy import Policy, build_policy
 from megatron_urpo.policy.supervised import supervised_step
 from megatron_urpo.protocols import SaveFailed
+from tests.support.full_disk import full_disk
 from tests.support.models import make_model
 
 
@@ -189,17 +189,11 @@ def test_the_newest_and_every_so_many_are_kept(policy: Policy, model: ModelConfi
 def test_a_disk_without_room_ends_the_run_with_rank_and_path(
     policy: Policy, model: ModelConfig, tmp_path: Path, background: bool
 ) -> None:
-    """A limit on the size of files stands for the disk: the same error from the same call."""
     config = make_config(tmp_path, model, background=background)
     with Saver(config, policy, 0) as saver:
         saver.save(state(1))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with pytest.raises(SaveFailed) as caught, Saver(config, policy, 1) as saver:
-            saver.save(state(2))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(100_000), pytest.raises(SaveFailed) as caught, Saver(config, policy, 1) as saver:
+        saver.save(state(2))
     beside = tmp_path / "checkpoints" / "step_000002.unfinished"
     words = f"rank 0: OSError: [Errno 27] File too large: '{beside}/policy/__0_0.distcp'"
     assert words in str(caught.value)

@@ -1,7 +1,6 @@
 """Round trips are the same bits; what cannot be converted is one line and leaves nothing."""
 
 import json
-import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from megatron_urpo.conversion import convert
 from megatron_urpo.conversion.convert import Layout, hf_to_megatron, megatron_to_hf
 from megatron_urpo.conversion.verify import verify
 from megatron_urpo.policy.weights import output, writers
+from tests.support.full_disk import full_disk
 from tests.support.models import FAMILIES, make_model
 
 
@@ -79,15 +79,9 @@ def test_bad_input_is_one_line(tmp_path: Path, damage: Callable[[Path], object],
 
 @pytest.mark.parametrize("layout", [Layout(), Layout("shards", 2, 1)])
 def test_a_full_disk_leaves_nothing(tmp_path: Path, layout: Layout) -> None:
-    """The kernel's own limit on a file's size stands for the disk."""
     make_model(tmp_path / "hf", "qwen2")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
-    try:
-        with pytest.raises(ConfigError, match="does not fit on its disk"):
-            hf_to_megatron(tmp_path / "hf", tmp_path / "out", layout)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with full_disk(50_000), pytest.raises(ConfigError, match="does not fit on its disk"):
+        hf_to_megatron(tmp_path / "hf", tmp_path / "out", layout)
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 

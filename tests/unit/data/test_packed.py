@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from megatron_urpo.data.store import load_prompts, write_store
 from megatron_urpo.data.store_schema import PACKED_SCHEMA
 from megatron_urpo.data.stream import PromptStream
 from megatron_urpo.types import InstructionPrompt, Message, Prompt
+from tests.support.full_disk import full_disk
 from tests.support.packing import packed, write_tokenizer
 from tests.support.published import write_jsonl
 
@@ -83,15 +83,11 @@ def test_shards_are_the_same_however_their_rows_come(tmp_path: Path, monkeypatch
 def test_a_shard_that_does_not_fit_on_the_disk_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    """Be it the first or the last. The kernel's own limit on a file's size stands for the disk."""
+    """Be it the first or the last."""
     monkeypatch.setattr(shards, "SHARD_ROWS", 100)
-    table, before = some_rows(count), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
-    try:
-        with pytest.raises(OSError, match=r"(?i)file too large"), shards.ShardWriter(tmp_path) as writer:
-            writer.write(table)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    table = some_rows(count)
+    with full_disk(500), pytest.raises(OSError, match=r"(?i)file too large"), shards.ShardWriter(tmp_path) as writer:
+        writer.write(table)
 
 
 def test_weighted_sources_mix_exactly_and_resume(made: tuple[Path, dict[str, Prompt]]) -> None:

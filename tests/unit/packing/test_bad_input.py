@@ -3,7 +3,6 @@ nothing half-written, never a wrong row in the store."""
 
 import gzip
 import json
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from click.testing import CliRunner
 from megatron_urpo.cli import main
 from megatron_urpo.data.store import load_prompts
 from tests.support import published as p
+from tests.support.full_disk import full_disk
 from tests.support.packing import left_out, write_tokenizer
 from tests.support.published import turns, write_jsonl, write_parquet
 
@@ -227,14 +227,9 @@ def test_outputs_that_cannot_be_written(tmp_path: Path, tokenizer: Path, rows: d
 
 
 def test_a_full_disk(tmp_path: Path, tokenizer: Path) -> None:
-    """The kernel's own limit on a file's size stands for the disk."""
     rows = source(write_jsonl(tmp_path / "many.jsonl", [GOOD | {"prompt": f"{i} times 7?"} for i in range(500)]))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    try:
+    with full_disk(10_000):
         said = refusal(tmp_path, tokenizer, rows)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert f"output: {tmp_path / 'store'} does not fit on its disk" in said
 
 
