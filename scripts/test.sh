@@ -17,5 +17,5 @@ fi
 # Hundreds of runs within one process keep sockets; a login shell often allows 1024 files although it could have more.
 ulimit -S -n 65536 2>/dev/null || ulimit -S -n "$(ulimit -H -n)"
 workers=0 # of one thread each, since two that have two would wait for each other
-[ "$(nproc)" -lt 2 ] || workers=2
+[ "$(env -u OMP_NUM_THREADS nproc)" -lt 2 ] || workers=2 # nproc would take that variable for the cores
 OMP_NUM_THREADS=1 exec python -m pytest -n "$workers" --no-loadscope-reorder "$@"
